@@ -1,0 +1,59 @@
+"""Credit: from scores of whole answers to an advantage per token. Pure: no model, no file, no randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xwin.data.batch import Sample
+from xwin.data.rollout import Group, Rollout
+from xwin.spec import Kind
+
+Columns = Mapping[str, Sequence[Sequence[float]]]
+"""Column name -> for each rollout, in order of groups and samples, one number per completion token [L]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """What credit assignment returns: samples to train on, and numbers to show."""
+
+    samples: tuple[Sample, ...]
+    stats: Mapping[str, tuple[float, float]]
+    """name -> (sum, count)."""
+
+
+class Credit(Kind):
+    """Settings of a way to assign credit. Each file in this folder is one."""
+
+    package: ClassVar[str] = "xwin.credit"
+    needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
+    """Columns the stage must compute first with Learner.forward: old_logp, ref_logp, value."""
+    gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage"})
+    """Columns its samples carry."""
+
+    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
+        """Samples with the columns that `gives` names.
+
+        Args:
+            groups: with every rollout's score filled in.
+            columns: what `needs` names.
+            kl_coef: price of one nat of KL to the reference, reward units per nat.
+        """
+        raise NotImplementedError
+
+
+def to_sample(rollout: Rollout, columns: Mapping[str, Sequence[float]]) -> Sample:
+    """A training sample of a rollout: only the completion is trained; columns are zero over the prompt.
+
+    Args:
+        rollout: prompt of P tokens, completion of L tokens.
+        columns: name -> [L].
+    """
+    before = len(rollout.prompt)
+    return Sample(
+        f"{rollout.prompt_id}/{rollout.sample}",
+        tokens=rollout.prompt + rollout.completion,
+        mask=(False,) * before + (True,) * len(rollout.completion),
+        columns={name: (0.0,) * before + tuple(values) for name, values in columns.items()},
+    )

@@ -1,0 +1,126 @@
+"""Who writes text. Engine: ids in, ids and log-probabilities out, for training. Chat: text in, text out, for people, judges and suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Protocol
+
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from xwin.data.conversation import Conversation
+from xwin.data.rollout import Finish, Prompt, Rollout
+from xwin.data.template import Template
+from xwin.spec import Kind, Spec
+
+
+class Sampling(Spec):
+    """How an answer is drawn. One object for the engine that samples and the learner that judges the sample."""
+
+    temperature: Annotated[float, Ge(0)] = 1.0
+    """Divides the logits. 0 = greedy."""
+
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Nucleus: only the most likely tokens that hold this share of the probability may be drawn. Below 1 the ratio of PPO is biased, so
+    the rl stage refuses it."""
+
+    max_tokens: Annotated[int, Ge(1)] = 256
+    """Longest answer, tokens, the stop token included."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a policy: a Hugging Face folder, or tensors in this process."""
+
+    version: int
+    folder: Path | None = None
+    tensors: Mapping[str, Tensor] | None = None
+    """Parameter name of the plain network (adapters merged) -> tensor."""
+
+
+class Engine(Protocol):
+    """Writes completions. The tokens of sample k of a prompt depend on (seed, prompt id, k) and not on its neighbours."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int, n: int = 1) -> Iterator[Rollout]:
+        """n completions of each prompt, yielded as they finish."""
+        ...
+
+    def stream(self, prompt: Prompt, sampling: Sampling, *, seed: int) -> Iterator[tuple[int, float]]:
+        """(token id, log-probability in nats) one by one, the stop token included."""
+        ...
+
+    def load(self, weights: Weights) -> None:
+        """The next generate uses these weights; Rollout.version tells."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+        ...
+
+
+class EngineKind(Kind):
+    """Settings of an engine. Each file in this folder is one."""
+
+    package: ClassVar[str] = "xwin.engines"
+
+    def build(self, model: Path, stop: Sequence[int], dtype: str) -> Engine:
+        """An engine over a Hugging Face folder.
+
+        Args:
+            model: the folder.
+            stop: token ids that end an answer.
+            dtype: "float32" or "bfloat16".
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a Chat answers.  Example: Reply("4", "stop", tokens=2)"""
+
+    text: str
+    finish: Finish
+    tokens: int
+    """Length of the answer, tokens, the stop token included."""
+
+
+class Chat(Protocol):
+    """Text in, text out: what judges, suites, servers and people take."""
+
+    def reply(self, conversations: Sequence[Conversation], sampling: Sampling, *, seed: int) -> Iterator[Reply]:
+        """One answer per conversation, in order."""
+        ...
+
+    def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:
+        """The answer piece by piece, whole characters only."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineChat:
+    """An Engine lifted to a Chat by a Template."""
+
+    engine: Engine
+    template: Template
+
+    def reply(self, conversations: Sequence[Conversation], sampling: Sampling, *, seed: int) -> Iterator[Reply]:
+        """See Chat."""
+        prompts = [Prompt(c.id, self.template.prompt(c.messages)) for c in conversations]
+        found = {r.prompt_id: r for r in self.engine.generate(prompts, sampling, seed=seed)}
+        for prompt in prompts:
+            rollout = found[prompt.id]
+            yield Reply(self.template.parse(rollout.completion).text, rollout.finish, len(rollout.completion))
+
+    def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:
+        """See Chat. A character whose bytes are spread over several tokens is held back until it is whole."""
+        prompt = Prompt(conversation.id, self.template.prompt(conversation.messages))
+        tokens: list[int] = []
+        shown = ""
+        for token, _ in self.engine.stream(prompt, sampling, seed=seed):
+            tokens.append(token)
+            text = self.template.parse(tokens).text
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text

@@ -1,0 +1,134 @@
+"""What a run says while it works. Mean, Max and Count add, so a metric over micro-batches, ranks and steps is exact.
+
+`events.jsonl` is the truth and always on: one object a line, {"time", "stage", "step", "name", "value"}; `time` is unix seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A sum and the count it is divided by at the very end.  Example: Mean(3.0, 4) + Mean(1.0, 4) is 0.5"""
+
+    sum: float
+    count: float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.sum + other.sum, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean; nan when nothing was counted."""
+        return self.sum / self.count if self.count else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Max:
+    """The largest value seen."""
+
+    value: float
+
+    def __add__(self, other: Max) -> Max:
+        return Max(max(self.value, other.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many."""
+
+    value: float
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.value + other.value)
+
+
+Measure: TypeAlias = Mean | Max | Count
+Metrics: TypeAlias = Mapping[str, Measure]
+
+
+def merged(first: Metrics, second: Metrics) -> dict[str, Measure]:
+    """Both, added where both have the name.
+
+    Raises:
+        TypeError: the same name holds different kinds of measure.
+    """
+    out = dict(first)
+    for name, measure in second.items():
+        out[name] = out[name] + measure if name in out else measure  # type: ignore[operator]
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One number at one step.  Example: Event(1763870000.0, "ppo", 12, "reward", 0.31)"""
+
+    time: float
+    stage: str
+    step: int
+    name: str
+    value: float
+
+    def to_json(self) -> str:
+        """One line. Non-finite values become the strings "nan", "inf" and "-inf": JSON has no such numbers."""
+        value = self.value if math.isfinite(self.value) else str(self.value)
+        return json.dumps({"time": round(self.time, 3), "stage": self.stage, "step": self.step, "name": self.name, "value": value})
+
+
+def event_from_json(line: str) -> Event:
+    """The inverse of Event.to_json."""
+    row = json.loads(line)
+    return Event(row["time"], row["stage"], row["step"], row["name"], float(row["value"]))
+
+
+class Unit(NamedTuple):
+    """A row of the catalogue."""
+
+    unit: str
+    meaning: str
+
+
+TIMED = frozenset({"tokens_per_second", "seconds", "written_per_second", "memory"})
+"""Metrics that depend on the clock or the machine; two runs of one recipe may differ in these alone."""
+
+CATALOGUE: Mapping[str, Unit] = {
+    "loss": Unit("nats", "training loss; per token for sft, per pair for a reward model"),
+    "validation_loss": Unit("nats", "the same on held-out data"),
+    "validation_accuracy": Unit("share", "held-out pairs in which the chosen answer scores higher"),
+    "accuracy": Unit("share", "pairs of this step in which the chosen answer scores higher"),
+    "score_margin": Unit("reward", "score of chosen minus score of rejected"),
+    "grad_norm": Unit("", "norm of the gradient before clipping"),
+    "lr": Unit("", "learning rate"),
+    "tokens": Unit("tokens", "tokens of this step, prompts included"),
+    "tokens_per_second": Unit("tokens/s", "tokens trained a second"),
+    "written_per_second": Unit("tokens/s", "tokens sampled a second"),
+    "seconds": Unit("s", "wall time of this step"),
+    "memory": Unit("GiB", "peak resident memory of the process"),
+    "reward": Unit("reward", "mean score of the rollouts, before the KL price"),
+    "kl": Unit("nats", "KL to the reference per answer: sum over its tokens of the k1 estimator log pi - log ref"),
+    "kl_k3": Unit("nats", "KL to the reference per token, k3 estimator"),
+    "entropy": Unit("nats", "entropy of the policy per trained token"),
+    "length": Unit("tokens", "mean length of the answers"),
+    "cut": Unit("share", "answers that hit the length limit"),
+    "clipped": Unit("share", "tokens whose probability ratio was clipped"),
+    "ratio_gap": Unit("nats", "largest |log ratio| at the first minibatch of the step; 0 but for rounding"),
+    "approximate_kl": Unit("nats", "mean of (ratio - 1) - log ratio over the update's tokens"),
+    "engine_gap": Unit("nats", "mean |engine log-prob - learner log-prob| on fresh rollouts"),
+    "value_loss": Unit("reward^2", "half squared error of the critic"),
+    "value_clipped": Unit("share", "tokens whose value was clipped"),
+    "explained_variance": Unit("share", "1 - variance of (return - value) / variance of the return"),
+    "advantage": Unit("reward", "mean advantage before whitening"),
+    "zero_spread": Unit("share", "groups whose answers all got the same score"),
+    "kl_coef": Unit("reward/nat", "price of one nat of KL"),
+    "critic/loss": Unit("reward^2", "loss of the critic"),
+    "critic/grad_norm": Unit("", "gradient norm of the critic"),
+    "verified": Unit("share", "validation prompts whose answer the verifier accepts"),
+    "accepted": Unit("share", "answers that were kept"),
+    "solved": Unit("share", "prompts with at least one kept answer"),
+}
+"""Every metric that a stage may emit: its unit and what it means. A stage may add `reward/<part>` for parts of a score."""

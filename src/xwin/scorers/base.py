@@ -1,0 +1,38 @@
+"""Who judges: a Scorer gives each rollout of each group a Score. Built from its ScorerKind by the Context of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from xwin.data.rollout import Group, Score
+from xwin.spec import Kind
+
+if TYPE_CHECKING:
+    from xwin.learning.learner import Learner
+
+
+class Scorer(Protocol):
+    """Scores groups."""
+
+    def score(self, groups: Sequence[Group]) -> list[list[Score]]:
+        """One Score per rollout, in the same order as groups and their rollouts."""
+        ...
+
+
+class Workshop(Protocol):
+    """What a ScorerKind may ask of the stage that builds it."""
+
+    def frozen_scorer(self, model: str) -> Learner:
+        """The reward model that `model` names, loaded without an optimizer."""
+        ...
+
+
+class ScorerKind(Kind):
+    """Settings of a scorer. Each file in this folder is one."""
+
+    package: ClassVar[str] = "xwin.scorers"
+
+    def build(self, workshop: Workshop) -> Scorer:
+        """The scorer these settings describe."""
+        raise NotImplementedError
