@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
 
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Finish, Prompt, Rollout
 from xwin.data.template import Template
+from xwin.models.weights import Weights
 from xwin.spec import Kind, Spec
 
 
@@ -28,16 +28,6 @@ class Sampling(Spec):
 
     max_tokens: Annotated[int, Ge(1)] = 256
     """Longest answer, tokens, the stop token included."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weights of a policy: a Hugging Face folder, or tensors in this process."""
-
-    version: int
-    folder: Path | None = None
-    tensors: Mapping[str, Tensor] | None = None
-    """Parameter name of the plain network (adapters merged) -> tensor."""
 
 
 class Engine(Protocol):
@@ -117,10 +107,12 @@ class EngineChat:
         """See Chat. A character whose bytes are spread over several tokens is held back until it is whole."""
         prompt = Prompt(conversation.id, self.template.prompt(conversation.messages))
         tokens: list[int] = []
-        shown = ""
+        text = shown = ""
         for token, _ in self.engine.stream(prompt, sampling, seed=seed):
             tokens.append(token)
             text = self.template.parse(tokens).text
             if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(shown):
                 yield text[len(shown) :]
                 shown = text
+        if len(text) > len(shown):  # the length limit cut a character in two
+            yield text[len(shown) :]

@@ -1,0 +1,72 @@
+"""Generalised advantage estimation with a critic, and the KL price inside the reward.
+
+Schulman et al. 2016, arXiv:1506.02438, equation 16; the per-token KL in the reward is Ziegler et al. 2019, arXiv:1909.08593, equation 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from xwin.credit.base import Columns, Credit, Credited, to_sample
+from xwin.data.rollout import Group
+from xwin.ops import whiten
+
+
+def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float, bootstrap: float) -> Tensor:
+    """Advantages of one answer.  A_t = delta_t + gamma * lam * A_{t+1},  delta_t = r_t + gamma * V_{t+1} - V_t
+
+    Args:
+        rewards: [L] reward of each completion token, reward units.
+        values: [L] expected return before each token is written, reward units. No gradient flows.
+        gamma: discount per token, unitless.
+        lam: 0 = one-step, 1 = Monte Carlo, unitless.
+        bootstrap: V after the last token: 0 where the answer really ended.
+
+    Returns:
+        [L] advantages, reward units.
+    """
+    following = torch.cat([values[1:], values.new_tensor([bootstrap])])
+    delta = (rewards + gamma * following - values).tolist()
+    advantage, out = 0.0, []
+    for step in reversed(delta):
+        advantage = step + gamma * lam * advantage
+        out.append(advantage)
+    return torch.tensor(out[::-1], dtype=rewards.dtype)
+
+
+class Gae(Credit):
+    """A critic tells each token's share. The score lands on the last token; every token pays `kl_coef` x (log pi_old - log ref), the k1 estimate.
+
+    An answer cut by the length limit is treated as ended: its score already says what the cut cost.
+    """
+
+    gamma: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Discount per token, unitless."""
+
+    lam: Annotated[float, Ge(0), Le(1)] = 0.95
+    """Trade of bias against variance: 0 trusts the critic, 1 the return, unitless."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "ref_logp", "value"})
+    gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage", "value", "returns"})
+
+    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
+        rollouts = [r for group in groups for r in group.rollouts]
+        old, ref, value = ([torch.tensor(row, dtype=torch.float64) for row in columns[name]] for name in ("old_logp", "ref_logp", "value"))
+        advantages = []
+        for rollout, o, f, v in zip(rollouts, old, ref, value, strict=True):
+            rewards = -kl_coef * (o - f)
+            rewards[-1] += rollout.score.value if rollout.score else 0.0
+            advantages.append(gae(rewards, v, gamma=self.gamma, lam=self.lam, bootstrap=0.0))
+        flat, before = torch.cat(advantages), torch.cat(value)
+        lengths = [len(a) for a in advantages]
+        everywhere = torch.ones_like(flat, dtype=torch.bool)
+        rows = zip(rollouts, columns["old_logp"], columns["value"], whiten(flat, everywhere).split(lengths), (flat + before).split(lengths), strict=True)
+        samples = tuple(
+            to_sample(r, {"old_logp": o, "value": v, "advantage": a.tolist(), "returns": g.tolist()}) for r, o, v, a, g in rows
+        )
+        return Credited(samples, {"advantage": (float(flat.sum()), float(flat.numel()))})

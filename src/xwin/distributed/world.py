@@ -1,0 +1,35 @@
+"""Where a worker stands among others: rank, size, device. `World.alone()` is one process without a process group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xwin.seeds import derive
+
+
+@dataclass(frozen=True)
+class World:
+    """One worker's place."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def alone(cls) -> World:
+        """This process, on its GPU when there is one."""
+        return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """[] or [...] the sum over all workers; with one worker, x."""
+        return x
+
+    def seed(self, root: int, *path: str | int) -> None:
+        """Seeds torch's and NumPy's global generators, which dropout and the initialisation of adapters draw from."""
+        value = derive(root, *path, self.rank)
+        torch.manual_seed(value)
+        np.random.seed(value % 2**32)

@@ -1,0 +1,168 @@
+"""A transformers model that reads packed batches: load, forward(batch) -> Outputs, save as a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from xwin.data.batch import Batch, Outputs
+from xwin.errors import ModelError
+from xwin.models import attention
+from xwin.models.heads import ScalarHead, read_reward_stats
+from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
+
+Head = Literal["language", "value", "score"]
+
+CHUNK = 512
+"""Rows of logits at a time: 512 x 50k x 4 bytes is 100 MB."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PackedModel(nn.Module):
+    """A network and, for a critic or a reward model, a scalar head.
+
+    Linear layers compute in `dtype`; the residual stream, norms, logits and softmax are fp32, and so is every parameter that is trained.
+    """
+
+    def __init__(self, network: PreTrainedModel, head: ScalarHead | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.head, self.dtype = network, head, dtype
+        self.masters: Mapping[str, Tensor] = round_frozen(network, dtype)
+        self.eval()  # dropout off everywhere: old log-probs, reference and update must be the same function
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The compute type as a context."""
+        device_type = next(self.network.parameters()).device.type
+        return torch.autocast(device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[T, d] last hidden state of every token."""
+        with self.autocast():
+            plan = attention.PackedPlan(batch)
+            body = self.network.base_model
+            out = body(input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, plan=plan)
+        return out.last_hidden_state[0].float()
+
+    def forward(self, batch: Batch, reads: frozenset[str]) -> Outputs:
+        """What the model says about the batch.
+
+        Args:
+            batch: T tokens, S segments.
+            reads: of logp, entropy, value, score.
+        """
+        hidden = self.hidden(batch)
+        logp = entropy = value = score = None
+        rows = batch.mask.nonzero().squeeze(1)
+        before = hidden[batch.source[rows]]
+        if reads & {"logp", "entropy"}:
+            logp, entropy = (torch.zeros_like(hidden[:, 0]).index_copy(0, rows, x) for x in self._language(before, batch, rows))
+        if "value" in reads:
+            value = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, self._scalar(before))
+        if "score" in reads:
+            score = self._scalar(hidden[batch.last])
+        return Outputs(logp, entropy, value, score)
+
+    def _language(self, hidden: Tensor, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        from xwin.ops import token_logp
+
+        head = self.network.get_output_embeddings()
+        return token_logp(hidden, head.weight, head.bias, batch.tokens[rows], temperature=batch.temperature, chunk=CHUNK)
+
+    def _scalar(self, hidden: Tensor) -> Tensor:
+        if self.head is None:
+            raise ModelError("this model has no scalar head", fix="point the stage at a reward model")
+        return self.head(hidden)
+
+    def plain(self) -> dict[str, Tensor]:
+        """Parameter name of the plain network -> fp32 tensor, adapters merged."""
+        return merged(self.network, self.masters)
+
+
+def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen, dtype: str, head_seed: int = 0) -> PackedModel:
+    """A Hugging Face folder as a PackedModel. Adapters are drawn from torch's global generator, the head from `head_seed`.
+
+    Args:
+        folder: of a causal language model or of a reward model; a head of the kind asked for is kept, else a new one is drawn.
+        head: "language" for a policy, "value" for a critic, "score" for a reward model.
+        tuning: what is trained.
+        dtype: "float32" or "bfloat16", the type of matrix products.
+        head_seed: seed of a new scalar head.
+
+    Raises:
+        ModelError: the folder cannot be loaded, or its model does something the packed path does not do.
+    """
+    network, scalar = _networks(folder, head, head_seed)
+    _require_plain(network, folder)
+    tuning.apply(network)
+    if scalar is not None:
+        scalar.requires_grad_(not isinstance(tuning, Frozen))
+    return PackedModel(network, scalar, DTYPES[dtype])
+
+
+def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel, ScalarHead | None]:
+    options = {"dtype": torch.float32, "attn_implementation": attention.NAME, "trust_remote_code": False, "use_safetensors": True}
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        rewards = any("SequenceClassification" in name for name in config.architectures or ())
+        family = AutoModelForSequenceClassification if rewards else AutoModelForCausalLM
+        network = family.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot be loaded: {str(error).splitlines()[0]}", str(folder)) from error
+    if head == "language":
+        if rewards:
+            raise ModelError("is a reward model, but a language model is needed", str(folder))
+        return network, None
+    width = network.config.get_text_config().hidden_size
+    if head == "score" and rewards:
+        return network, ScalarHead.of(network.score.weight, read_reward_stats(folder))
+    return network, ScalarHead.drawn(width, head_seed)
+
+
+def _require_plain(network: PreTrainedModel, folder: Path) -> None:
+    config = network.config.get_text_config()
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1.0):
+            raise ModelError(f"the architecture {config.model_type} uses {name}, which packed training does not compute", str(folder))
+
+
+def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
+    """Writes safetensors, config and tokenizer: what `from_pretrained` loads. A scalar head makes it a sequence classifier.
+
+    Args:
+        model: adapters are merged in fp32.
+        tokenizer: folder whose tokenizer files go along.
+        to: a folder that does not exist yet.
+    """
+    to.mkdir(parents=True)
+    tensors = model.plain()
+    config = model.network.config.__class__.from_dict(model.network.config.to_dict())
+    if model.head is not None:
+        tensors = {name: t for name, t in tensors.items() if name.startswith(f"{model.network.base_model_prefix}.")}
+        tensors["score.weight"] = model.head.weight.detach().float()
+        model.head.write(to, config)
+    elif config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    if model.head is None:
+        config.architectures = [type(model.network).__name__]
+    save_file({name: t.contiguous() for name, t in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
+    config.dtype = torch.float32
+    config.save_pretrained(to)
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "generation_config.json",
+    ):
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, to / name)

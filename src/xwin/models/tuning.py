@@ -1,0 +1,126 @@
+"""Which parameters a training stage trains: all of them, low-rank adapters, or the last layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
+
+import torch
+from annotated_types import Ge
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xwin.errors import ModelError
+from xwin.spec import Spec
+
+
+class Full(Spec):
+    """Train every parameter."""
+
+    kind: Literal["full"] = "full"
+
+    def apply(self, network: PreTrainedModel) -> None:
+        """Marks every parameter as trained."""
+        network.requires_grad_(True)
+
+
+class LoRA(Spec):
+    """Train low-rank adapters beside the linear layers of the body (Hu et al. 2021, arXiv:2106.09685); the rest is frozen."""
+
+    kind: Literal["lora"] = "lora"
+
+    rank: Annotated[int, Ge(1)] = 16
+    """Rank of the update, unitless."""
+
+    alpha: Annotated[float, Ge(0)] = 32.0
+    """The update is scaled by alpha / rank."""
+
+    targets: tuple[str, ...] = ()
+    """Names of linear layers, such as q_proj; empty = every linear layer of the body."""
+
+    def apply(self, network: PreTrainedModel) -> None:
+        """Freezes the network and puts adapters into it. Initialisation draws from torch's global generator.
+
+        Raises:
+            ModelError: no layer has one of the names.
+        """
+        network.requires_grad_(False)
+        linear = {name.rpartition(".")[2] for name, module in network.base_model.named_modules() if isinstance(module, nn.Linear)}
+        unknown = sorted(set(self.targets) - linear)
+        if unknown:
+            raise ModelError(f"no linear layer is named {', '.join(unknown)}", "tune.targets", f"choose among {', '.join(sorted(linear))}")
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=sorted(self.targets or linear), lora_dropout=0.0, bias="none")
+        with warnings.catch_warnings():  # peft warns that tied embeddings are not adapted; they are not meant to be
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, network)
+
+
+class LastLayers(Spec):
+    """Train the last layers of the body and its final norm; the backward pass ends there."""
+
+    kind: Literal["last"] = "last"
+
+    layers: Annotated[int, Ge(0)] = 2
+    """How many, counted from the end. 0 trains the head alone."""
+
+    def apply(self, network: PreTrainedModel) -> None:
+        """Freezes the network but for its last layers.
+
+        Raises:
+            ModelError: the network has no list of layers.
+        """
+        network.requires_grad_(False)
+        stacks = [m for m in network.base_model.children() if isinstance(m, nn.ModuleList)]
+        if not stacks:
+            raise ModelError(f"{type(network).__name__} has no list of layers", "tune", "use lora or full")
+        for layer in list(stacks[0])[len(stacks[0]) - self.layers :]:
+            layer.requires_grad_(True)
+
+
+class Frozen(Spec):
+    """Train nothing: a reference or a scorer."""
+
+    kind: Literal["frozen"] = "frozen"
+
+    def apply(self, network: PreTrainedModel) -> None:
+        """Freezes every parameter."""
+        network.requires_grad_(False)
+
+
+Tuning: TypeAlias = Annotated[Full | LoRA | LastLayers, Field(discriminator="kind")]
+
+
+def merged(network: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name of each parameter of the plain network -> fp32 tensor, adapters added to the masters in fp32.
+
+    Args:
+        network: perhaps with adapters, perhaps with frozen parameters rounded to the compute type.
+        masters: parameter name -> fp32 value of what is frozen and was rounded.
+    """
+    out = {}
+    for name, parameter in network.state_dict().items():
+        if ".lora_" not in name:
+            plain = name.replace(".base_layer.", ".")
+            out[plain] = masters[plain] if plain in masters else parameter.detach().float()
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            update = module.get_delta_weight("default").detach().float()
+            out[f"{name}.weight"] = out[f"{name}.weight"] + update
+    return out
+
+
+def round_frozen(network: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Holds the frozen weights of linear layers in the compute type; returns their fp32 values by plain name."""
+    masters: dict[str, Tensor] = {}
+    if dtype == torch.float32:
+        return masters
+    head = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad and ".lora_" not in name:
+            masters[f"{name}.weight".replace(".base_layer.", ".")] = module.weight.data
+            module.weight.data = module.weight.data.to(dtype)
+    return masters

@@ -1,0 +1,125 @@
+"""Runs a plan: one stage after the other, each published before the next begins. Whatever is published is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwin.models.hub import fetch
+from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
+from xwin.recipe.schema import Read, read_recipe
+from xwin.run.directory import RunDirectory, StageRecord
+from xwin.run.facts import facts, final_table
+from xwin.run.manifest import command, git_state, hardware, versions
+from xwin.run.report import write_report
+from xwin.run.signals import StopFlag, stop_on_signals
+from xwin.stages._inputs import Resolved
+
+if TYPE_CHECKING:
+    from xwin.run.console import Console
+
+
+def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Console) -> RunDirectory:
+    """Reads, plans and runs a recipe, then writes the report. What is published already is skipped; what was stopped goes on.
+
+    Args:
+        recipe: the YAML file.
+        sets: overrides, "ppo.objective.clip=0.1" each.
+        directory: run directory; None is runs/<name>-s<seed>.
+        console: where progress is shown.
+
+    Returns:
+        The run directory, every stage published.
+
+    Raises:
+        RecipeError: the recipe has mistakes.
+        RunBusy: another process works in the directory.
+        Interrupted: a signal asked to stop; a checkpoint was written.
+        XwinError: what a stage raises.
+    """
+    read = read_recipe(recipe, sets)
+    run = RunDirectory(directory or default_directory(read))
+    with stop_on_signals() as stop, run.locked():
+        plan = make_plan(read, run)
+        run.describe(read.source.text, read.recipe.settings(), _manifest(plan, sets))
+        console.table(*plan_table(plan))
+        _Execution(plan, console, stop).all()
+        report = write_report(run.path)
+    table = final_table(facts(run.path)["table"])
+    if len(table) > 1:
+        console.table("", table[0], table[1:])
+    console.message(f"report: {report}")
+    return run
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """A plan being carried out in its locked run directory."""
+
+    plan: Plan
+    console: Console
+    stop: StopFlag
+
+    def all(self) -> None:
+        """Runs or skips each stage, in order. Models come first: what cannot be had is known before hours of work."""
+        models = self._models()
+        done: dict[str, PlannedStage] = {}
+        for stage in self.plan.stages:
+            self.stop.obey()
+            stage_inputs = ready(stage, done)
+            record = stage.directory.begin(_record(stage))
+            if record.status == "published":
+                stage.directory.verify()
+                stage.directory.tidy()
+                self.console.skipped(stage.name, stage.reason)
+            else:
+                self.one(stage, {ref: replace(found, path=models.get(ref, found.path)) for ref, found in stage_inputs.items()})
+            done[stage.name] = stage
+            self.plan.run.gather_events(self.plan.order)
+
+    def one(self, stage: PlannedStage, inputs: Mapping[str, Resolved]) -> None:
+        """Runs one stage to its end and publishes it."""
+        from xwin.stages._context import Context  # brings torch: only when there is work
+
+        begun = time.monotonic()
+        self.console.stage(stage.name, stage.spec.kind, stage.summary)
+        recipe = self.plan.read.recipe
+        context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop)
+        stage.spec.run(context)
+        seconds = time.monotonic() - begun
+        record = stage.directory.publish(context.metrics, seconds=seconds)
+        self.console.finished(stage.name, seconds, record.metrics)
+
+    def _models(self) -> dict[str, Path]:
+        """Reference -> local folder of every model that a stage that has to run needs and no stage makes."""
+        wanted = {ref: found.source for stage in self.plan.stages if stage.status != "skip" for ref, found in stage.inputs.items() if found.source}
+        folders = {}
+        for ref, source in wanted.items():
+            self.console.message(f"model {ref}: {source.path}")
+            folders[ref] = fetch(source, self.plan.read.source.folder)
+        return folders
+
+
+def _record(stage: PlannedStage) -> StageRecord:
+    inputs = {ref: resolved.digest for ref, resolved in stage.inputs.items()}
+    return StageRecord(stage.name, stage.spec.kind, stage.fingerprint, "running", inputs, stage.spec.settings(), time.time())
+
+
+def _manifest(plan: Plan, sets: Sequence[str]) -> dict[str, Any]:
+    """What the run was made of; see run/manifest.py."""
+    read: Read = plan.read
+    inputs = {ref: found.digest for stage in plan.stages for ref, found in stage.inputs.items() if not found.digest.startswith("stage:")}
+    return {
+        "recipe": read.recipe.name,
+        "seed": read.recipe.seed,
+        "command": command(),
+        "set": list(sets),
+        "versions": versions(),
+        "git": git_state(Path(__file__).parent),
+        "hardware": hardware(),
+        "inputs": {str(read.source.path): read.source.sha256} | inputs,
+        "stages": plan.order,
+    }

@@ -1,0 +1,173 @@
+"""What there is to set, from the docstrings of the classes themselves: a list of all kinds, the settings of one, one setting."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from xwin.errors import UserError
+from xwin.models.hub import ModelSource
+from xwin.recipe.fields import arms, field_type, is_family, plain
+from xwin.recipe.schema import Recipe
+from xwin.spec import Kind, Spec, lookup, names, nearest
+
+FAMILIES: Mapping[str, str] = {
+    "stages": "the verbs of a recipe",
+    "objectives": "what a training step makes smaller",
+    "scorers": "who judges an answer",
+    "engines": "who writes text",
+    "credit": "from scores to advantages",
+}
+"""Open folders of `xwin`: family -> what its kinds are."""
+SINGLE: Mapping[str, type[Spec]] = {"recipe": Recipe, "models": ModelSource}
+"""Settings that are not kinds: the recipe itself and an entry of `models:`."""
+LIMITS: Mapping[type, tuple[str, str]] = {
+    annotated_types.Gt: ("gt", "above {}"),
+    annotated_types.Ge: ("ge", "at least {}"),
+    annotated_types.Lt: ("lt", "below {}"),
+    annotated_types.Le: ("le", "at most {}"),
+    annotated_types.MinLen: ("min_length", "at least {} of them"),
+    annotated_types.MaxLen: ("max_length", "at most {} of them"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KindLine:
+    """One kind in the list.  Example: KindLine("stages", "sft", "Teaches a model to answer as in the data.")"""
+
+    family: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field of a Spec in plain words."""
+
+    name: str
+    type: str
+    default: str
+    limits: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything about one name."""
+
+    title: str
+    text: str
+    settings: tuple[Setting, ...]
+
+
+def all_kinds() -> list[KindLine]:
+    """Every kind of every family with the first line of its file's docstring. Reads the files, imports none of them."""
+    lines = []
+    for family in FAMILIES:
+        folder = Path(__file__).parent.parent / family
+        for name in names(f"xwin.{family}"):
+            text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
+            lines.append(KindLine(family, name, text.partition("\n")[0]))
+    return lines
+
+
+def explain(name: str) -> list[Page]:
+    """The pages of a name: `rl`, `sft.epochs`, `objectives/ppo`, `rl.sampling.temperature`, `recipe`, `models`.
+
+    Returns:
+        One page, or several when kinds of different families share the name.
+
+    Raises:
+        UserError: there is nothing of this name; says what is nearest.
+    """
+    first, *path = name.split(".")
+    starts = dict(_starts(first))
+    if not starts:
+        known = [line.name for line in all_kinds()]
+        raise UserError(f"there is no kind '{first}'", fix=nearest(first, [*dict.fromkeys(known), *SINGLE]))
+    pages = [page for title, spec in starts.items() if (page := _page(title, spec, path)) is not None]
+    if not pages:
+        fields = list(dict.fromkeys(field for spec in starts.values() for field in spec.model_fields))
+        raise UserError(f"'{first}' has no setting '{'.'.join(path)}'", fix=nearest(path[0], fields))
+    return pages
+
+
+def _starts(name: str) -> Iterator[tuple[str, type[Spec]]]:
+    """Every class that a name may mean, by title."""
+    if name in SINGLE:
+        yield name, SINGLE[name]
+    wanted, _, kind = name.rpartition("/")
+    for family in FAMILIES:
+        if wanted in {"", family} and kind in names(f"xwin.{family}"):
+            yield f"{family}/{kind}", lookup(_root(family), kind)
+
+
+def _root(family: str) -> type[Kind]:
+    module = importlib.import_module(f"xwin.{family}.base")
+    return next(found for found in vars(module).values() if is_family(found) and found.package == f"xwin.{family}")
+
+
+def _page(title: str, spec: type[Spec], path: list[str]) -> Page | None:
+    """The page of the setting that `path` leads to, or of the whole spec when it is empty."""
+    if not path:
+        return Page(title, inspect.cleandoc(spec.__doc__ or ""), tuple(_setting(key, field) for key, field in spec.model_fields.items()))
+    field = spec.model_fields.get(path[0])
+    if field is None:
+        return None
+    here, rest = f"{title}.{path[0]}", path[1:]
+    inner = _inside(field, rest[0] if rest else None)
+    if rest and inner is not None:
+        named = is_family_of(field) and rest[0] in names(_family(field).package)
+        return _page(here, inner, rest[1:] if named else rest)
+    if rest:
+        return None
+    setting = _setting(path[0], field)
+    below = _page(here, inner, []) if inner is not None else None
+    return Page(here, "", (setting, *(below.settings if below else ())))
+
+
+def is_family_of(field: FieldInfo) -> bool:
+    """Whether a field holds a kind."""
+    return any(is_family(arm) for arm in arms(field.annotation))
+
+
+def _family(field: FieldInfo) -> type[Kind]:
+    return next(arm for arm in arms(field.annotation) if is_family(arm))
+
+
+def _inside(field: FieldInfo, key: str | None) -> type[Spec] | None:
+    """The settings inside a field: of the kind that `key` names, else of its default, else of its type."""
+    if is_family_of(field) and key in names(_family(field).package):
+        return lookup(_family(field), str(key))
+    default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, Spec):
+        return type(default)
+    return next((arm for arm in arms(field.annotation) if isinstance(arm, type) and issubclass(arm, Spec) and not is_family(arm)), None)
+
+
+def _setting(name: str, field: FieldInfo) -> Setting:
+    metadata = [*field.metadata, *(found for arm in get_args(field.annotation) for found in getattr(arm, "__metadata__", ()))]
+    limits = [text.format(getattr(found, key)) for found in metadata for kind, (key, text) in LIMITS.items() if isinstance(found, kind)]
+    text = " ".join((field.description or "").split())
+    return Setting(name, plain(field_type(field)), _default(field), ", ".join(limits), text)
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as it would be written in a recipe; "required" when there is none."""
+    if field.is_required():
+        return "required"
+    value: Any = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, Kind):
+        return value.kind
+    if isinstance(value, Spec):
+        return "as below"
+    return json.dumps(value, default=str, ensure_ascii=False)

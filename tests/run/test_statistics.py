@@ -1,0 +1,87 @@
+import math
+
+import pytest
+
+from xwin.run.statistics import mean_interval, paired, proportion
+
+
+def test_wilson_interval_is_the_published_formula():
+    # by hand: z = 1.959964, n = 10, p = 0.8: centre (p + z^2/2n) / (1 + z^2/n) = 0.716740,
+    # half width z / (1 + z^2/n) * sqrt(p(1-p)/n + z^2/4n^2) = 0.226577
+    found = proportion(8, 10)
+    assert (found.value, found.n) == (0.8, 10)
+    assert found.low == pytest.approx(0.716740 - 0.226577, abs=2e-6)
+    assert found.high == pytest.approx(0.716740 + 0.226577, abs=2e-6)
+
+
+def test_wilson_interval_of_none_passed_does_not_collapse():
+    found = proportion(0, 10)  # upper end z^2 / (n + z^2) = 3.841459 / 13.841459
+    assert found.low == pytest.approx(0, abs=1e-12)
+    assert found.high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+
+
+def test_nothing_tried_means_nothing_known():
+    found = proportion(0, 0)
+    assert math.isnan(found.value)
+    assert (found.low, found.high, found.n) == (0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize("successes", [2.5, 11, -1])
+def test_a_share_takes_whole_successes_up_to_n(successes):
+    with pytest.raises(ValueError, match=r"whole number in 0\.\.10"):
+        proportion(successes, 10)
+
+
+def test_mean_interval_is_students_t():
+    # 1..5: mean 3, standard error sqrt(2.5 / 5) = 0.707107, t(0.975, 4) = 2.776445 from the table
+    found = mean_interval([1, 2, 3, 4, 5])
+    assert found.value == 3
+    assert found.low == pytest.approx(3 - 2.776445 * 0.707107, abs=1e-5)
+    assert found.high == pytest.approx(3 + 2.776445 * 0.707107, abs=1e-5)
+    assert found.n == 5
+
+
+def test_mean_interval_is_cut_at_what_a_mean_can_be():
+    found = mean_interval([1, 1, 0.5], bounds=(0, 1))
+    assert found.high == 1
+    assert found.low > 0
+
+
+def test_mean_interval_of_few_or_equal_values_has_no_warning():
+    assert math.isnan(mean_interval([]).value)
+    one = mean_interval([0.5])
+    assert one.value == 0.5
+    assert math.isnan(one.low)
+    equal = mean_interval([0.5] * 4)
+    assert (equal.low, equal.high) == (0.5, 0.5)
+
+
+def test_mcnemar_counts_only_the_prompts_that_differ():
+    # 9 gained, 1 lost, 10 the same: p = 2 * (C(10,0) + C(10,1)) / 2^10 = 22 / 1024
+    first = [False] * 9 + [True] + [True] * 5 + [False] * 5
+    second = [True] * 9 + [False] + [True] * 5 + [False] * 5
+    found = paired(first, second)
+    assert found.p == pytest.approx(22 / 1024)
+    assert found.n == 20
+    assert found.difference == pytest.approx(0.4)
+    # differences: sum 8, sum of squares 10, variance (10 - 20 * 0.16) / 19 = 0.357895, standard error 0.133771, t(0.975, 19) = 2.093024
+    assert found.low == pytest.approx(0.4 - 2.093024 * 0.133771, abs=1e-5)
+    assert found.high == pytest.approx(0.4 + 2.093024 * 0.133771, abs=1e-5)
+
+
+def test_the_paired_test_is_the_same_from_both_sides():
+    first, second = [True, False, False, True, False], [True, True, True, False, True]
+    there, back = paired(first, second), paired(second, first)
+    assert there.p == back.p
+    assert there.difference == -back.difference
+
+
+def test_models_that_never_differ_have_p_1():
+    assert paired([True, False], [True, False]).p == 1
+    assert paired([True, False], [True, False]).difference == 0
+    assert paired([], []).p == 1
+
+
+def test_a_paired_test_needs_the_same_prompts():
+    with pytest.raises(ValueError, match="shorter"):
+        paired([True, False], [True])
