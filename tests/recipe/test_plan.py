@@ -8,8 +8,8 @@ import pytest
 
 from xwin.recipe.plan import Plan, default_directory, in_order, make_plan, plan_json, plan_rows, ready
 from xwin.recipe.schema import read_recipe
+from xwin.run.artifacts import Conversations, Model, RewardModel
 from xwin.run.directory import RunDirectory, StageRecord
-from xwin.stages.base import Conversations, Model, RewardModel
 
 
 def planned(recipe: Path, *sets: str) -> Plan:

@@ -21,9 +21,11 @@ def test_a_signal_sets_the_flag_and_the_work_stops_where_it_obeys(number: int, c
 
 
 def test_the_second_signal_does_not_wait() -> None:
-    with stop_on_signals(), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as caught, stop_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal did not stop the work")
+    assert caught.value.exit_code == 143
 
 
 def test_the_handlers_before_come_back() -> None:

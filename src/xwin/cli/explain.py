@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A kind, or a setting of it. Without it: the list of all kinds.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A kind, or a setting of it. Without it: the list of all kinds.")] = None,
 ) -> None:
     """Say what a kind or a setting means: its type, default, range and unit.
 

@@ -15,15 +15,15 @@ HELP = """Align language models: from base model to report with one command.
 
 Start here:
 
-  xwin run recipes/tiny.yaml          a whole chain on two CPU cores: sft, reward model, best-of-n, ppo, table, report
+  xwin run recipes/tiny.yaml      a whole chain on two CPU cores
 
-  xwin plan recipes/tiny.yaml         what it would do, without doing it
+  xwin plan recipes/tiny.yaml     what it would do, without doing it
 
-  xwin explain                        everything a recipe can say
+  xwin explain                    everything a recipe can say
 
-  xwin init --data my.jsonl --model hf:org/name     a starter recipe for your own data
+  xwin init --help                a starter recipe for your own data
 
-Run the same command again and finished stages are skipped; stop it at any moment and it goes on where it stopped.
+Run the same command again and what is finished is skipped; stop it at any moment and it goes on where it stopped.
 """
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -46,18 +46,12 @@ def options(
     """Options of the program itself."""
 
 
-options.__doc__ = None
-
-
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 2 something to change, 1 a failure, 130 and 143 stopped by Ctrl-C and SIGTERM."""
     try:
         app()
     except XwinError as error:
         sys.exit(_said(error))
-    except KeyboardInterrupt:
-        print("\nstopped at once; run the same command again: it goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
     except MemoryError:
         fix = "smaller batches (tokens_per_batch) or a smaller model need less; `xwin explain` says what each setting does"
         sys.exit(_said(XwinError("there is not enough memory", fix=fix)))

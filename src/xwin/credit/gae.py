@@ -65,8 +65,8 @@ class Gae(Credit):
         flat, before = torch.cat(advantages), torch.cat(value)
         lengths = [len(a) for a in advantages]
         everywhere = torch.ones_like(flat, dtype=torch.bool)
-        rows = zip(rollouts, columns["old_logp"], columns["value"], whiten(flat, everywhere).split(lengths), (flat + before).split(lengths), strict=True)
-        samples = tuple(
-            to_sample(r, {"old_logp": o, "value": v, "advantage": a.tolist(), "returns": g.tolist()}) for r, o, v, a, g in rows
-        )
+        white, returns = whiten(flat, everywhere).split(lengths), (flat + before).split(lengths)
+        names = ("old_logp", "value", "advantage", "returns")
+        rows = zip(columns["old_logp"], columns["value"], (a.tolist() for a in white), (g.tolist() for g in returns), strict=True)
+        samples = tuple(to_sample(r, dict(zip(names, row, strict=True))) for r, row in zip(rollouts, rows, strict=True))
         return Credited(samples, {"advantage": (float(flat.sum()), float(flat.numel()))})

@@ -185,8 +185,9 @@ def pack(samples: Sequence[Sample], *, tokens: int, share: bool = False, tempera
     Args:
         samples: any order; samples of one bond keep theirs.
         tokens: budget of a batch.
-        share: compute a prompt that several samples have in common once (Batch.parent). Gradients and outputs are the same but for
-            rounding. Column values over a shared prompt are dropped: nothing there is trained.
+        share: compute what sequences have in common once (Batch.parent): the start that all prompts share (a system message), and each
+            prompt that several samples answer. Gradients and outputs are the same but for rounding. Column values over a shared part are
+            dropped: nothing there is trained.
         temperature: see Batch.temperature.
 
     Raises:
@@ -196,19 +197,34 @@ def pack(samples: Sequence[Sample], *, tokens: int, share: bool = False, tempera
         if sample.mask and sample.mask[0]:
             raise DataError("the first token of a sequence cannot be trained: nothing predicts it", sample.id)
     units = _units(samples)
-    families = _families(units, tokens) if share else [[u] for u in units]
-    size = [_cost(family) if share else family[0].size for family in families]
+    prefix = _common_prefix(samples) if share else 0
+    families = _families(units, tokens - prefix, prefix) if share else [[u] for u in units]
+    size = [_cost(family, prefix) if share else family[0].size for family in families]
     bins: list[tuple[int, list[list[_Unit]]]] = []
     for index in sorted(range(len(families)), key=lambda i: (-size[i], i)):
-        if size[index] > tokens:
+        if size[index] + prefix > tokens:
             names = ", ".join(s.id for s in families[index][0].samples)
-            raise DataError(f"{size[index]} tokens do not fit a batch of {tokens}", names, "raise tokens_per_batch or shorten the data")
+            raise DataError(f"{size[index] + prefix} tokens do not fit a batch of {tokens}", names, "raise tokens_per_batch or shorten the data")
         at = next((b for b, (free, _) in enumerate(bins) if free >= size[index]), None)
         if at is None:
-            bins.append((tokens - size[index], [families[index]]))
+            bins.append((tokens - prefix - size[index], [families[index]]))
         else:
             bins[at] = (bins[at][0] - size[index], [*bins[at][1], families[index]])
-    return [_lay_out(content, share, temperature) for _, content in bins]
+    return [_lay_out(list(_segments(content, prefix, share=share)), temperature) for _, content in bins]
+
+
+SHORTEST_PREFIX = 8
+"""Tokens; a shorter common start is not worth a segment of its own."""
+
+
+def _common_prefix(samples: Sequence[Sample]) -> int:
+    """Tokens that all prompts begin with; every sequence keeps at least one token of its own."""
+    if len(samples) < 2:
+        return 0
+    low, high = min(s.tokens for s in samples), max(s.tokens for s in samples)  # what the extremes share, all share
+    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    common = min(common, *(min(s.start, len(s.tokens) - 1) for s in samples))
+    return common if common >= SHORTEST_PREFIX else 0
 
 
 def _units(samples: Sequence[Sample]) -> list[_Unit]:
@@ -224,13 +240,13 @@ def _units(samples: Sequence[Sample]) -> list[_Unit]:
     return units
 
 
-def _cost(family: Sequence[_Unit]) -> int:
-    """Tokens of a family when its prompt is computed once."""
+def _cost(family: Sequence[_Unit], prefix: int) -> int:
+    """Tokens of a family when its prompt is computed once, beyond what all families share."""
     prompt = len(family[0].prompt)
-    return prompt + sum(len(s.tokens) - prompt for unit in family for s in unit.samples)
+    return prompt - prefix + sum(len(s.tokens) - prompt for unit in family for s in unit.samples)
 
 
-def _families(units: Sequence[_Unit], budget: int) -> list[list[_Unit]]:
+def _families(units: Sequence[_Unit], budget: int, prefix: int) -> list[list[_Unit]]:
     """Units with the same prompt, cut so that each family fits the budget."""
     same: dict[tuple[int, ...], list[_Unit]] = {}
     families: list[list[_Unit]] = []
@@ -239,7 +255,7 @@ def _families(units: Sequence[_Unit], budget: int) -> list[list[_Unit]]:
             families.append([unit])
             continue
         family = same.get(unit.prompt)
-        if family is None or _cost([*family, unit]) > budget:
+        if family is None or _cost([*family, unit], prefix) > budget:
             family = same[unit.prompt] = []
             families.append(family)
         family.append(unit)
@@ -255,23 +271,28 @@ class _Segment:
     named: bool
 
 
-def _segments(content: Sequence[Sequence[_Unit]], share: bool) -> Iterator[_Segment]:
-    """Segments in order; a shared prompt comes right before the samples that continue it."""
+def _segments(content: Sequence[Sequence[_Unit]], prefix: int, *, share: bool) -> Iterator[_Segment]:
+    """Segments in order: what all share, then each shared prompt right before the samples that continue it."""
+    root = -1
     count = 0
+    if prefix:
+        yield _Segment(content[0][0].samples[0], 0, prefix, -1, named=False)
+        root, count = 0, 1
     for family in content:
         members = [s for unit in family for s in unit.samples]
         first = members[0]
         prompt = first.start
-        shared = share and len(members) > 1 and all(s.start == prompt < len(s.tokens) and s.tokens[:prompt] == first.tokens[:prompt] for s in members)
+        alike = all(s.start == prompt < len(s.tokens) and s.tokens[:prompt] == first.tokens[:prompt] for s in members)
+        shared = share and len(members) > 1 and alike and prompt > prefix
+        parent, begin = (count, prompt) if shared else (root, prefix)
         if shared:
-            yield _Segment(first, 0, prompt, -1, named=False)
-        for i, sample in enumerate(members):
-            yield _Segment(sample, prompt if shared else 0, len(sample.tokens), count if shared else -1, named=True)
+            yield _Segment(first, prefix, prompt, root, named=False)
+        for sample in members:
+            yield _Segment(sample, begin, len(sample.tokens), parent, named=True)
         count += len(members) + shared
 
 
-def _lay_out(content: Sequence[Sequence[_Unit]], share: bool, temperature: float) -> Batch:
-    segments = list(_segments(content, share))
+def _lay_out(segments: Sequence[_Segment], temperature: float) -> Batch:
     names = sorted({name for g in segments for name in g.sample.columns})
     return Batch(
         tokens=torch.tensor([t for g in segments for t in g.sample.tokens[g.begin : g.end]]),

@@ -51,8 +51,11 @@ class PrefillPlan:
     @classmethod
     def of(cls, batch: Batch, cache: Cache, rows: list[list[int]]) -> PrefillPlan:
         """`rows[s]`: the rows that continue segment s."""
-        starts, lengths = batch.starts.tolist(), batch.lengths.tolist()
-        index = [(starts[s] + i, r, i) for s, mine in enumerate(rows) for r in mine for i in range(lengths[s])]
+        spans = [range(a, a + n) for a, n in zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)]
+        seen: list[list[int]] = []
+        for parent, span in zip(batch.parent.tolist(), spans, strict=True):
+            seen.append([*(seen[parent] if parent >= 0 else ()), *span])
+        index = [(token, r, place) for s, mine in enumerate(rows) for r in mine for place, token in enumerate(seen[s])]
         token, row, place = torch.tensor(index).unbind(1)
         return cls(PackedPlan(batch), cache, token, row, place)
 
@@ -84,5 +87,6 @@ class DecodePlan:
         seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
         # the heads that share a key head become query rows, so keys are read once and never expanded
         shared = query[:, :, 0].reshape(rows, kv, -1, width)
-        out = scaled_dot_product_attention(shared, keys[:rows, :, :longest], values[:rows, :, :longest], attn_mask=seen[:, None, None, :], scale=scale)
+        mine = (store[:rows, :, :longest] for store in (keys, values))
+        out = scaled_dot_product_attention(shared, *mine, attn_mask=seen[:, None, None, :], scale=scale)
         return out.reshape(rows, 1, -1, width)

@@ -25,8 +25,8 @@ from xwin.engines.base import EngineKind, Sampling
 from xwin.errors import ModelError
 from xwin.models import causal
 from xwin.models.causal import PackedModel
-from xwin.models.weights import Weights
 from xwin.models.tuning import Frozen
+from xwin.models.weights import Weights
 from xwin.seeds import derive, uniforms
 
 
@@ -151,11 +151,11 @@ class LocalEngine:
     def _prefill(self, entering: Sequence[tuple[Prompt, list[_Answer]]], cache: Cache, used: int) -> Tensor:
         """Runs the prompts packed and fills the rows of their answers, from row `used` on.  [answers, V] logits of their first tokens."""
         samples = [Sample(str(i), p.tokens, (False,) * len(p.tokens)) for i, (p, _) in enumerate(entering)]
-        batch = pack(samples, tokens=sum(len(s.tokens) for s in samples))[0].to(self.model.network.device)
+        batch = pack(samples, tokens=sum(len(s.tokens) for s in samples), share=True)[0].to(self.model.network.device)
         first = [used]
         for _, answers in entering:
             first.append(first[-1] + len(answers))
-        rows = [list(range(first[int(name)], first[int(name) + 1])) for name in batch.ids]
+        rows = [list(range(first[int(name)], first[int(name) + 1])) if name else [] for name in batch.ids]
         hidden = self._body(batch.tokens[None], batch.position[None], PrefillPlan.of(batch, cache, rows))[0, batch.last]
         order = sorted((row, segment) for segment, mine in enumerate(rows) for row in mine)
         return self._logits(hidden)[[segment for _, segment in order]]

@@ -110,9 +110,8 @@ class Learner:
         """Trained parameters and optimizer state as nested tensors: what a checkpoint holds and fills again in place."""
         _, optimizer = self._training()
         names = {id(p): name for name, p in self.model.named_parameters()}
-        moments = {
-            names[id(p)]: {key: value for key, value in self._moments(optimizer, p).items()} for group in optimizer.param_groups for p in group["params"]
-        }
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {names[id(p)]: dict(self._moments(optimizer, p)) for p in trained}
         return {"parameters": {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}, "moments": moments}
 
     @staticmethod

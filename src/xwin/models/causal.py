@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from xwin.data.batch import Batch, Outputs
 from xwin.errors import ModelError
 from xwin.models import attention
 from xwin.models.heads import ScalarHead, read_reward_stats
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
+from xwin.ops import token_logp
 
 Head = Literal["language", "value", "score"]
 
@@ -72,8 +74,6 @@ class PackedModel(nn.Module):
         return Outputs(logp, entropy, value, score)
 
     def _language(self, hidden: Tensor, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
-        from xwin.ops import token_logp
-
         head = self.network.get_output_embeddings()
         return token_logp(hidden, head.weight, head.bias, batch.tokens[rows], temperature=batch.temperature, chunk=CHUNK)
 
@@ -110,6 +110,7 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
 
 def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel, ScalarHead | None]:
     options = {"dtype": torch.float32, "attn_implementation": attention.NAME, "trust_remote_code": False, "use_safetensors": True}
+    transformers_logging.disable_progress_bar()  # our console shows what is going on
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         rewards = any("SequenceClassification" in name for name in config.architectures or ())

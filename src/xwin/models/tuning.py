@@ -25,7 +25,7 @@ class Full(Spec):
 
     def apply(self, network: PreTrainedModel) -> None:
         """Marks every parameter as trained."""
-        network.requires_grad_(True)
+        network.requires_grad_()
 
 
 class LoRA(Spec):
@@ -48,7 +48,7 @@ class LoRA(Spec):
         Raises:
             ModelError: no layer has one of the names.
         """
-        network.requires_grad_(False)
+        network.requires_grad_(requires_grad=False)
         linear = {name.rpartition(".")[2] for name, module in network.base_model.named_modules() if isinstance(module, nn.Linear)}
         unknown = sorted(set(self.targets) - linear)
         if unknown:
@@ -73,12 +73,12 @@ class LastLayers(Spec):
         Raises:
             ModelError: the network has no list of layers.
         """
-        network.requires_grad_(False)
+        network.requires_grad_(requires_grad=False)
         stacks = [m for m in network.base_model.children() if isinstance(m, nn.ModuleList)]
         if not stacks:
             raise ModelError(f"{type(network).__name__} has no list of layers", "tune", "use lora or full")
         for layer in list(stacks[0])[len(stacks[0]) - self.layers :]:
-            layer.requires_grad_(True)
+            layer.requires_grad_()
 
 
 class Frozen(Spec):
@@ -88,7 +88,7 @@ class Frozen(Spec):
 
     def apply(self, network: PreTrainedModel) -> None:
         """Freezes every parameter."""
-        network.requires_grad_(False)
+        network.requires_grad_(requires_grad=False)
 
 
 Tuning: TypeAlias = Annotated[Full | LoRA | LastLayers, Field(discriminator="kind")]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xwin.data.batch import Batch, Outputs
-from xwin.run.events import Mean
+from xwin.run.events import Mean, Measure
 from xwin.spec import Kind
 
 
@@ -30,8 +30,8 @@ class Loss:
 
     values: Tensor
     """[T], [S] or [P], unmasked and unreduced."""
-    stats: Mapping[str, Mean]
-    """Each a (sum, count) pair, so they add over micro-batches too."""
+    stats: Mapping[str, Measure]
+    """Each adds over micro-batches: a Mean is a (sum, count) pair."""
 
 
 class Objective(Kind):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from torch import Tensor
 
 from xwin.data.batch import Batch, Outputs
 from xwin.objectives.base import Loss, Objective, mean
 from xwin.ops import kl_k3
+from xwin.run.events import Max
 
 
 def ppo(logp: Tensor, old_logp: Tensor, advantage: Tensor, *, clip: float, dual_clip: float | None) -> Tensor:
@@ -46,9 +47,6 @@ class Ppo(Objective):
     dual_clip: Annotated[float, Gt(1)] | None = 3.0
     """For tokens with negative advantage, largest ratio that counts, unitless; null = off."""
 
-    max_ratio_gap: Annotated[float, Ge(0)] = 0.2
-    """Largest mean |log ratio| allowed at the first minibatch of a step, nats; above it old and new log-probs do not belong together."""
-
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage"})
     reads: ClassVar[frozenset[str]] = frozenset({"logp", "entropy"})
 
@@ -61,5 +59,6 @@ class Ppo(Objective):
             "clipped": mean(clipped, batch.mask),
             "approximate_kl": mean(kl_k3(old_logp, logp.detach()), batch.mask),
             "entropy": mean(out.get("entropy"), batch.mask),
+            "ratio_gap": Max(float(log_ratio.abs().masked_fill(~batch.mask, 0.0).max())),
         }
         return Loss(values, stats)

@@ -1,7 +1,7 @@
 """The critic's objective: clipped squared error to the return.
 
-Schulman et al. 2016, arXiv:1506.02438, section 5 (value regression); the clip is that of OpenAI baselines' ppo2, described as detail 9 of Huang et al.
-2022, "The 37 implementation details of proximal policy optimization".
+Schulman et al. 2016, arXiv:1506.02438, section 5 (value regression); the clip is that of OpenAI baselines' ppo2, described as detail 9 of
+Huang et al. 2022, "The 37 implementation details of proximal policy optimization".
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from xwin.errors import UserError
 from xwin.models.hub import ModelSource
-from xwin.recipe.fields import arms, field_type, is_family, plain
+from xwin.recipe.fields import arms, field_type, is_family, plain, tag, tagged
 from xwin.recipe.schema import Recipe
 from xwin.spec import Kind, Spec, lookup, names, nearest
 
@@ -26,6 +27,7 @@ FAMILIES: Mapping[str, str] = {
     "scorers": "who judges an answer",
     "engines": "who writes text",
     "credit": "from scores to advantages",
+    "suites": "what evaluation measures",
 }
 """Open folders of `xwin`: family -> what its kinds are."""
 SINGLE: Mapping[str, type[Spec]] = {"recipe": Recipe, "models": ModelSource}
@@ -73,9 +75,10 @@ def all_kinds() -> list[KindLine]:
     """Every kind of every family with the first line of its file's docstring. Reads the files, imports none of them."""
     lines = []
     for family in FAMILIES:
-        folder = Path(__file__).parent.parent / family
         for name in names(f"xwin.{family}"):
-            text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) or ""
+            found = importlib.util.find_spec(f"xwin.{family}.{name}")
+            assert found is not None and found.origin is not None
+            text = ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""
             lines.append(KindLine(family, name, text.partition("\n")[0]))
     return lines
 
@@ -124,30 +127,25 @@ def _page(title: str, spec: type[Spec], path: list[str]) -> Page | None:
     if field is None:
         return None
     here, rest = f"{title}.{path[0]}", path[1:]
-    inner = _inside(field, rest[0] if rest else None)
-    if rest and inner is not None:
-        named = is_family_of(field) and rest[0] in names(_family(field).package)
-        return _page(here, inner, rest[1:] if named else rest)
+    named = _named(field, rest[0]) if rest else None
+    inner = named or _inside(field)
     if rest:
-        return None
+        return _page(f"{here}.{rest[0]}" if named else here, inner, rest[1:] if named else rest) if inner else None
     setting = _setting(path[0], field)
     below = _page(here, inner, []) if inner is not None else None
     return Page(here, "", (setting, *(below.settings if below else ())))
 
 
-def is_family_of(field: FieldInfo) -> bool:
-    """Whether a field holds a kind."""
-    return any(is_family(arm) for arm in arms(field.annotation))
+def _named(field: FieldInfo, kind: str) -> type[Spec] | None:
+    """The settings that a field holds when it is of this kind."""
+    for arm in arms(field.annotation):
+        if is_family(arm) and kind in names(arm.package):
+            return lookup(arm, kind)
+    return tagged(field.annotation).get(kind)
 
 
-def _family(field: FieldInfo) -> type[Kind]:
-    return next(arm for arm in arms(field.annotation) if is_family(arm))
-
-
-def _inside(field: FieldInfo, key: str | None) -> type[Spec] | None:
-    """The settings inside a field: of the kind that `key` names, else of its default, else of its type."""
-    if is_family_of(field) and key in names(_family(field).package):
-        return lookup(_family(field), str(key))
+def _inside(field: FieldInfo) -> type[Spec] | None:
+    """The settings inside a field: of its default, else of its type; None when the type leaves it open."""
     default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, Spec):
         return type(default)
@@ -166,8 +164,15 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
+    return _written(value)
+
+
+def _written(value: Any) -> str:
+    """A default in YAML's flow style; settings by their kind."""
     if isinstance(value, Kind):
         return value.kind
     if isinstance(value, Spec):
-        return "as below"
-    return json.dumps(value, default=str, ensure_ascii=False)
+        return tag(type(value)) or "as below"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_written(item) for item in value)}]"
+    return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)

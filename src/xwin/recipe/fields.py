@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from xwin.recipe.source import Place
+from xwin.run.artifacts import Artifact, Conversations, Model, Network, Preferences, Report, RewardModel, Wants
 from xwin.spec import Kind, Spec, lookup, names
-from xwin.stages.base import Artifact, Conversations, Model, Network, Preferences, Report, RewardModel, Wants
 
 WORDS: Mapping[type[Artifact], str] = {
     Model: "a Model",
@@ -88,7 +88,9 @@ def spec_of(annotation: Any, value: Any) -> type[Spec] | None:
         if not (isinstance(arm, type) and issubclass(arm, Spec)):
             continue
         if not is_family(arm):
-            return arm if isinstance(value, Mapping) else None
+            if isinstance(value, Mapping) and (tag(arm) is None or value.get("kind", tag(arm)) == tag(arm)):
+                return arm
+            continue
         name = value.get("kind") if isinstance(value, Mapping) else value
         assert issubclass(arm, Kind)
         if isinstance(name, str) and name in names(arm.package):
@@ -99,6 +101,18 @@ def spec_of(annotation: Any, value: Any) -> type[Spec] | None:
 def is_family(annotation: Any) -> bool:
     """Whether this is the root class of kinds."""
     return isinstance(annotation, type) and issubclass(annotation, Kind) and "package" in annotation.__dict__
+
+
+def tag(spec: type[Spec]) -> str | None:
+    """The `kind` of a settings class that is one of a closed choice (`kind: Literal["lora"] = "lora"`); None for any other."""
+    field = spec.model_fields.get("kind")
+    return field.default if field is not None and isinstance(field.default, str) else None
+
+
+def tagged(annotation: Any) -> dict[str, type[Spec]]:
+    """The closed choice of settings that a type offers, by kind."""
+    found = [arm for arm in arms(annotation) if isinstance(arm, type) and issubclass(arm, Spec) and not is_family(arm)]
+    return {kind: spec for spec in found if (kind := tag(spec)) is not None}
 
 
 def arms(annotation: Any) -> list[Any]:
@@ -165,7 +179,9 @@ def _plain_arm(arm: Any) -> str:
         return f"a mapping of names ({plain(inner[1])} each)"
     if is_family(arm):
         return f"{_article(arm.__name__)}: a kind, one of {', '.join(names(arm.package))}"
-    return "settings" if isinstance(arm, type) and issubclass(arm, Spec) else getattr(arm, "__name__", str(arm))
+    if isinstance(arm, type) and issubclass(arm, Spec):
+        return f"settings of kind {tag(arm)}" if tag(arm) else "settings"
+    return getattr(arm, "__name__", str(arm))
 
 
 def _article(name: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from xwin.errors import Problem
-from xwin.recipe.fields import arms, field_type, inner_type, known_keys, plain, spec_of
+from xwin.recipe.fields import arms, field_type, inner_type, known_keys, plain, spec_of, tagged
 from xwin.recipe.source import Key, Place, Source
 from xwin.spec import Spec, nearest
 
@@ -110,10 +110,19 @@ def _kind_unknown(schema: type[Spec], source: Source, place: Place, detail: Erro
     return detail["msg"], str(detail.get("ctx", {}).get("near", ""))
 
 
+def _tag_unknown(schema: type[Spec], source: Source, place: Place, detail: ErrorDetails) -> tuple[str, str]:
+    annotation, value = type_at(schema, source.data, place)
+    kinds = list(tagged(annotation))
+    kind = value.get("kind") if isinstance(value, dict) else None
+    return (f"unknown kind '{kind}'", nearest(str(kind), kinds)) if kind is not None else (f"needs a kind: one of {', '.join(kinds)}", "")
+
+
 SPECIAL: Mapping[str, Callable[[type[Spec], Source, Place, ErrorDetails], tuple[str, str]]] = {
     "extra_forbidden": _extra,
     "missing": _missing,
     "kind_unknown": _kind_unknown,
+    "union_tag_invalid": _tag_unknown,
+    "union_tag_not_found": _tag_unknown,
 }
 
 

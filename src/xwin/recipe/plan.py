@@ -14,11 +14,12 @@ from xwin.recipe.fields import Reference, references, specs
 from xwin.recipe.references import Target, target
 from xwin.recipe.schema import Read
 from xwin.recipe.source import dotted
+from xwin.run.artifacts import Network
 from xwin.run.directory import RunDirectory, StageDirectory, StageRecord
 from xwin.run.storage import digest_file
 from xwin.spec import Kind
 from xwin.stages._inputs import Resolved, filenames
-from xwin.stages.base import Network, Stage
+from xwin.stages.base import Stage
 
 FORMAT = 1
 """Raised when the meaning of a run directory changes; part of every fingerprint."""
@@ -48,8 +49,7 @@ class PlannedStage:
     @property
     def summary(self) -> str:
         """How much work it is: steps, prompts, tokens; empty when the stage does not say."""
-        summary = getattr(self.spec, "summary", None)
-        return summary() if summary else ""
+        return self.spec.summary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def make_plan(read: Read, run: RunDirectory) -> Plan:
     for name in in_order(needs):
         inputs = {reference.text: _resolve(reference, meant, planned, read.source.folder) for reference, meant in targets[name]}
         spec = read.recipe.stages[name]
-        print_ = fingerprint(spec, inputs, read.recipe.seed)
+        print_ = fingerprint(name, spec, inputs, read.recipe.seed)
         directory = run.stage(name, filenames(spec.makes))
         status, reason = _status(spec, inputs, print_, directory)
         planned[name] = PlannedStage(name, spec, inputs, needs[name], print_, status, reason, directory)
@@ -105,14 +105,17 @@ def in_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
     return done
 
 
-def fingerprint(spec: Stage, inputs: Mapping[str, Resolved], seed: int) -> str:
-    """sha256 of everything a stage's results depend on: its settings, the revisions of its kinds, the seed, and what its inputs hold."""
+def fingerprint(name: str, spec: Stage, inputs: Mapping[str, Resolved], seed: int) -> str:
+    """sha256 of everything a stage's results depend on: its settings, the revisions of its kinds, its seed, and what its inputs hold.
+
+    The name is part of it because every seed of a stage is derived from the recipe's seed and its name.
+    """
     kinds = {dotted(place): [found.kind, type(found).revision] for place, found in specs(spec) if isinstance(found, Kind)}
     parts = {
         "format": FORMAT,
         "kinds": kinds,
         "settings": spec.settings(),
-        "seed": seed,
+        "seed": [seed, name],
         "inputs": {ref: resolved.digest for ref, resolved in inputs.items()},
     }
     return _digest(parts)

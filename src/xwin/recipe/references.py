@@ -17,8 +17,9 @@ from xwin.errors import ModelError, Problem
 from xwin.models.hub import ModelSource, require_pinned
 from xwin.recipe.fields import WORDS, Reference, references, spec_of
 from xwin.recipe.source import Place, Source
+from xwin.run.artifacts import Artifact, Model, Network, RewardModel, Wants
 from xwin.spec import nearest
-from xwin.stages.base import Artifact, Model, Network, RewardModel, Stage, Wants
+from xwin.stages.base import Stage
 
 ELSEWHERE = ("hf:", "pypi:", "random:")
 PATHS = ("./", "../", "/")
@@ -112,7 +113,8 @@ class _Checker:
             elif meant.form == "file":
                 self._check_file(reference)
             elif meant.form == "model" and meant.source is None:
-                self._report(reference.place, f"'{reference.text}' is not a model", "a model elsewhere is hf:org/name, pypi:name==version or random:2x64")
+                fix = "a model elsewhere is hf:org/name, pypi:name==version or random:2x64"
+                self._report(reference.place, f"'{reference.text}' is not a model", fix)
             elif meant.source is not None and reference.text not in self.models:
                 self._check_source(meant.source, reference.place)
 
@@ -132,7 +134,7 @@ class _Checker:
                 stage = kind.choose(self.raw[name])
             except ValidationError:
                 continue  # its settings are listed already
-            for field, what, fix in getattr(stage, "check", tuple)():
+            for field, what, fix in stage.check():
                 self._report(("stages", name, *(field.split(".") if field else ())), what, fix)
 
     def _references(self) -> Iterator[Reference]:

@@ -49,6 +49,9 @@ def stop_on_signals() -> Iterator[StopFlag]:
     """A flag that the first Ctrl-C or SIGTERM sets; the second one aborts at once. The handlers before it come back at the end.
 
     Must be entered in the main thread.
+
+    Raises:
+        Interrupted: aborted by a second signal.
     """
     flag = StopFlag()
 
@@ -58,6 +61,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield flag
+    except KeyboardInterrupt:
+        raise Interrupted(flag.signal or signal.SIGINT) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xwin.models.hub import ModelSource
-from xwin.stages.base import Artifact, Network, Report
+from xwin.run.artifacts import Artifact, Network, Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,62 +1,15 @@
-"""Stage: a verb of a recipe. Its fields say what it takes, `makes` says what it gives, `run` does it, knowing nothing of ranks or files.
-
-A field annotated with `Wants` is an edge of the plan: its value names a stage, an output of a stage (`stage/output`), an entry of
-`models:`, a file or folder (`./x`), or a model elsewhere (`hf:org/name`, `pypi:name==version`).
-"""
+"""Stage: a verb of a recipe. Its fields say what it takes, `makes` says what it gives, `run` does it, knowing nothing of ranks or files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
+from xwin.run.artifacts import Artifact
 from xwin.spec import Kind
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
-
-
-class Artifact:
-    """What a stage leaves behind: a folder or a file in its directory."""
-
-
-class Network(Artifact):
-    """A Hugging Face folder with weights: a Model or a RewardModel."""
-
-
-class Model(Network):
-    """A Hugging Face folder of a causal language model."""
-
-
-class RewardModel(Network):
-    """A Hugging Face folder of a sequence classifier with one label."""
-
-
-class Conversations(Artifact):
-    """A JSONL file of conversations or prompts."""
-
-
-class Preferences(Artifact):
-    """A JSONL file of preferences."""
-
-
-class Report(Artifact):
-    """`table.json`: rows of model, metric, value, low, high, n."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wants:
-    """What a reference must point at.  Example: Annotated[str, Wants(Model)]"""
-
-    artifact: type[Artifact]
-
-
-ModelRef: TypeAlias = Annotated[str, Wants(Model)]
-RewardModelRef: TypeAlias = Annotated[str, Wants(RewardModel)]
-NetworkRef: TypeAlias = Annotated[str, Wants(Network)]
-"""A policy or a reward model: both have weights to start from."""
-ConversationsRef: TypeAlias = Annotated[str, Wants(Conversations)]
-PreferencesRef: TypeAlias = Annotated[str, Wants(Preferences)]
 
 
 class Stage(Kind):
@@ -70,3 +23,11 @@ class Stage(Kind):
     def run(self, ctx: Context) -> None:
         """Does the work and leaves every output of `makes` in `ctx.out(name)`."""
         raise NotImplementedError
+
+    def summary(self) -> str:
+        """What the stage will do, in a few words, for the plan."""
+        return ""
+
+    def check(self) -> Sequence[tuple[str, str, str]]:
+        """Mistakes that no single field can see: (field, what is wrong, fix) each."""
+        return ()

@@ -12,9 +12,10 @@ from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from xwin.data.conversation import Conversation, conversation_to_json, write_jsonl
+from xwin.run.artifacts import Artifact, Conversations
 from xwin.stages._families import KNOWN, generate
 from xwin.stages._split import SPLITS, Split
-from xwin.stages.base import Artifact, Conversations, Stage
+from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context

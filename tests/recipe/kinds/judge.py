@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from xwin.stages.base import Artifact, Conversations, NetworkRef, PreferencesRef, RewardModel, Stage
+from xwin.run.artifacts import Artifact, Conversations, NetworkRef, PreferencesRef, RewardModel
+from xwin.stages.base import Stage
 
 
 class Judge(Stage):
@@ -17,6 +18,7 @@ class Judge(Stage):
     makes: ClassVar[Mapping[str, type[Artifact]]] = {"final": RewardModel, "unsure": Conversations}
 
     def run(self, ctx) -> None:
-        ctx.out("final").mkdir(exist_ok=True)
-        (ctx.out("final") / "weights.txt").write_text("judge")
+        folder = ctx.out("final")
+        folder.mkdir()
+        (folder / "weights.txt").write_text(ctx.path(self.init).joinpath("weights.txt").read_text())
         ctx.out("unsure").write_text("")

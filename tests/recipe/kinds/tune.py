@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 
+from xwin.run.artifacts import Artifact, ConversationsRef, Model, NetworkRef
 from xwin.spec import Spec
-from xwin.stages.base import Artifact, ConversationsRef, Model, NetworkRef, Stage
+from xwin.stages.base import Stage
 
 
 class Speed(Spec):
@@ -36,5 +37,7 @@ class Tune(Stage):
         return f"{self.epochs} epochs"
 
     def run(self, ctx) -> None:
-        ctx.out("final").mkdir(exist_ok=True)
-        (ctx.out("final") / "weights.txt").write_text(f"{self.epochs} {self.speed.lr}")
+        folder = ctx.out("final")
+        folder.mkdir()
+        (folder / "weights.txt").write_text(f"{self.epochs} {self.speed.lr} {ctx.path(self.init).name}")
+        ctx.metrics["loss"] = 1.0 / self.epochs

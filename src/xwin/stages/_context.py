@@ -1,0 +1,129 @@
+"""Context: what a stage may use. It knows files, seeds, workers and signals, so that a stage need not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xwin.data.conversation import Conversation, Preference, read_conversations, read_preferences
+from xwin.data.template import Template, export_vicuna, load_template
+from xwin.distributed.world import World
+from xwin.engines.base import Engine, EngineKind
+from xwin.errors import DataError
+from xwin.learning.learner import Learner
+from xwin.learning.optim import Optim
+from xwin.models import causal
+from xwin.models.causal import Head
+from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
+from xwin.objectives.base import Objective
+from xwin.run.console import Console
+from xwin.run.directory import StageDirectory
+from xwin.run.guards import Guard
+from xwin.run.signals import StopFlag
+from xwin.scorers.base import Scorer, ScorerKind
+from xwin.seeds import derive
+from xwin.stages._inputs import Resolved
+from xwin.stages._loop import LARGEST_RATIO_GAP, Loop
+from xwin.stages._training import Training
+from xwin.stages.base import Stage
+
+
+class Context:
+    """One stage's view of the run."""
+
+    def __init__(  # noqa: PLR0913 - everything a stage may touch enters here and nowhere else
+        self,
+        stage: str,
+        spec: Stage,
+        seed: int,
+        directory: StageDirectory,
+        inputs: Mapping[str, Resolved],
+        console: Console,
+        stop: StopFlag,
+    ) -> None:
+        self.name, self.spec, self.directory, self.inputs = stage, spec, directory, inputs
+        self.console, self.stop = console, stop
+        self.world = World.alone()
+        self.metrics: dict[str, float] = {}
+        """Numbers that sum the stage up; they go into its manifest."""
+        self._root = seed
+
+    @property
+    def folder(self) -> Path:
+        """The stage's directory."""
+        return self.directory.folder
+
+    def seed(self, *path: str | int) -> int:
+        """The seed of a draw of this stage."""
+        return derive(self._root, self.name, *path)
+
+    def out(self, name: str) -> Path:
+        """Where the output `name` goes; what a killed attempt left there is removed."""
+        path = self.directory.out(name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        return path
+
+    def path(self, ref: str) -> Path:
+        """The file or folder a reference points at."""
+        path = self.inputs[ref].path
+        if path is None:
+            raise DataError("has not been made", ref)
+        return path
+
+    def template(self, ref: str, name: str | None = None) -> Template:
+        """The template of a model; `name` chooses another one over the same tokenizer."""
+        return load_template(self.path(ref), name or self.inputs[ref].template or "vicuna")
+
+    def conversations(self, *refs: str) -> list[Conversation]:
+        """The rows of one or several sources, in order."""
+        return [row for ref in refs for row in read_conversations(self.path(ref))]
+
+    def preferences(self, *refs: str) -> list[Preference]:
+        """The rows of one or several sources, in order."""
+        return [row for ref in refs for row in read_preferences(self.path(ref))]
+
+    def learner(  # noqa: PLR0913 - one learner is all of these
+        self, ref: str, *, head: Head, objective: Objective, tune: Full | LoRA | LastLayers, optim: Optim, total: int
+    ) -> Learner:
+        """A model in training. Adapters and heads are drawn from seeds of this stage."""
+        self.world.seed(self.seed("init", head))
+        model = causal.load(self.path(ref), head=head, tuning=tune, dtype=self.inputs[ref].dtype, head_seed=self.seed("head", head))
+        return Learner(model, self.path(ref), self.world, objective, optim, total)
+
+    def frozen(self, ref: str, head: Head = "language") -> Learner:
+        """A model that only reads: a reference or a scorer."""
+        return Learner(causal.load(self.path(ref), head=head, tuning=Frozen(), dtype=self.inputs[ref].dtype), self.path(ref), self.world)
+
+    def frozen_scorer(self, model: str) -> Learner:
+        """See scorers.base.Workshop."""
+        return self.frozen(model, "score")
+
+    def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
+        """An engine over a model."""
+        return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
+
+    def scorer(self, kind: ScorerKind) -> Scorer:
+        """A scorer."""
+        return kind.build(self)
+
+    def loop(self, spec: Training, total: int, *, state: Mapping[str, Any], patience: int | None = None, **learners: Learner) -> Loop:
+        """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""
+        guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
+        return Loop(self.name, total, learners, self.directory, self.console, self.stop, guards, spec.checkpoint_every, dict(state), patience)
+
+    def finish(self, learner: Learner, loop: Loop, output: str) -> None:
+        """Publishes the best of what was trained, with the Vicuna chat template inside its tokenizer."""
+        loop.restore_best()
+        folder = self.out(output)
+        part = folder.with_name(f".{output}.tmp")
+        shutil.rmtree(part, ignore_errors=True)
+        learner.publish(part)
+        export_vicuna(part)
+        part.rename(folder)
+        self.metrics |= loop.last
+        if loop.best.step >= 0:
+            self.metrics["best_step"] = float(loop.best.step)

@@ -1,0 +1,178 @@
+"""The parts of a round of reinforcement learning: the models that take part, the columns they fill, the updates they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from xwin.credit.base import to_sample
+from xwin.data.batch import Batch, Sample, pack, unpack
+from xwin.data.rollout import Group, Rollout, rollout_to_json
+from xwin.learning.learner import Learner
+from xwin.objectives.value import explained_variance
+from xwin.ops import kl_k3
+from xwin.run.events import Max, Measure, merged
+from xwin.run.storage import storage_errors
+from xwin.seeds import permutation
+
+Columns = dict[str, list[Sequence[float]]]
+"""Name -> for each rollout, in order of groups and samples, [L] one number per completion token."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a round's answers are laid out."""
+
+    tokens: int
+    """Of a batch."""
+    temperature: float
+    """Answers are judged at the temperature they were drawn at."""
+
+    def batches(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Packed, each prompt computed once for its answers."""
+        return pack(samples, tokens=self.tokens, share=True, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The models of a round."""
+
+    policy: Learner
+    critic: Learner | None
+    reference: Learner | None
+
+    def learners(self) -> dict[str, Learner]:
+        """What is trained, by role; the policy first."""
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
+
+    def columns(self, needs: frozenset[str], parts: Sequence[Sequence[Group]], packing: Packing) -> dict[str, dict[str, Sequence[float]]]:
+        """Column -> sample id -> [L].
+
+        Each part is packed as it will be packed when it is first trained on, so that old and new log-probs come from one computation and
+        their ratio starts at exactly 1.
+
+        Args:
+            needs: of old_logp, ref_logp, value.
+            parts: the groups of each minibatch.
+            packing: the layout.
+        """
+        sources = {"old_logp": (self.policy, "logp"), "ref_logp": (self.reference, "logp"), "value": (self.critic, "value")}
+        found: dict[str, dict[str, Sequence[float]]] = {name: {} for name in needs}
+        for part in parts:
+            rollouts = {name_of(r): r for group in part for r in group.rollouts}
+            batches = packing.batches([to_sample(r, {}) for r in rollouts.values()])
+            for name in sorted(needs):
+                learner, output = sources[name]
+                assert learner is not None, name  # Rl.check refuses a recipe in which it is missing
+                for batch, out in zip(batches, learner.forward(batches, frozenset({output})), strict=True):
+                    rows = unpack(batch, out.get(output))
+                    found[name] |= {key: row[-len(rollouts[key].completion) :] for key, row in rows.items()}
+        return found
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, Measure]:
+        """One optimizer step of policy and critic."""
+        metrics = self.policy.step(batches)
+        if self.critic is None:
+            return metrics
+        said = self.critic.step(batches)
+        named = {name if name.startswith("value") else f"critic/{name}": m for name, m in said.items() if name not in {"tokens", "lr"}}
+        return merged(metrics, named)
+
+
+def name_of(rollout: Rollout) -> str:
+    """Id of the sample of a rollout; see credit.base.to_sample."""
+    return f"{rollout.prompt_id}/{rollout.sample}"
+
+
+def in_order(columns: Mapping[str, Mapping[str, Sequence[float]]], groups: Sequence[Group]) -> Columns:
+    """The columns as lists in order of groups and their rollouts."""
+    return {name: [rows[name_of(r)] for g in groups for r in g.rollouts] for name, rows in columns.items()}
+
+
+def minibatches(groups: int, count: int, seed: int) -> list[list[int]]:
+    """Groups in random order, dealt to `count` minibatches of equal size; the answers of one prompt stay together and share it."""
+    order = permutation(groups, seed)
+    return [part for i in range(count) if (part := order[i::count])]
+
+
+def update(team: Team, samples: Sequence[Sequence[Sample]], passes: Sequence[Sequence[Sequence[int]]], packing: Packing) -> dict[str, Measure]:
+    """Steps through every minibatch of every pass.
+
+    Args:
+        team: who learns.
+        samples: of each group.
+        passes: for each pass its minibatches, each a list of group indices.
+        packing: the layout.
+
+    Returns:
+        Metrics over all steps; `ratio_gap` is that of the first one.
+    """
+    metrics: dict[str, Measure] = {}
+    first: Measure = Max(0.0)
+    for count, part in enumerate(part for one in passes for part in one):
+        said = team.step(packing.batches([s for i in part for s in samples[i]]))
+        gap = said.pop("ratio_gap", first)
+        first = gap if count == 0 else first
+        metrics = merged(metrics, said)
+    return metrics | {"ratio_gap": first}
+
+
+def describe(groups: Sequence[Group], columns: Columns) -> dict[str, float]:
+    """What the round's answers were like, in the metrics of run/events.py."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    scores = [[r.score.value if r.score else 0.0 for r in g.rollouts] for g in groups]
+    parts = sorted({name for r in rollouts if r.score for name in r.score.parts})
+    out = {
+        "reward": float(np.mean([s for row in scores for s in row])),
+        "zero_spread": float(np.mean([max(row) - min(row) < 1e-9 for row in scores])),
+        "length": float(np.mean([len(r.completion) for r in rollouts])),
+        "cut": float(np.mean([r.finish != "stop" for r in rollouts])),
+        "kl": 0.0,
+    } | {f"reward/{name}": float(np.mean([r.score.parts.get(name, 0.0) for r in rollouts if r.score])) for name in parts}
+    old = [torch.tensor(row, dtype=torch.float64) for row in columns.get("old_logp", [])]
+    if old:
+        engine = torch.cat([torch.tensor(r.logp, dtype=torch.float64) for r in rollouts])
+        out["engine_gap"] = float((torch.cat(old) - engine).abs().mean())
+    if "ref_logp" in columns:
+        ref = torch.cat([torch.tensor(row, dtype=torch.float64) for row in columns["ref_logp"]])
+        out["kl"] = float((torch.cat(old) - ref).sum()) / len(rollouts)
+        out["kl_k3"] = float(kl_k3(torch.cat(old), ref).mean())
+    return out
+
+
+def variance_explained(samples: Sequence[Sample]) -> dict[str, float]:
+    """How much of the return the critic saw coming, before it was updated."""
+    if not samples or "returns" not in samples[0].columns:
+        return {}
+    value, returns = (torch.tensor([x for s in samples for x in np.atleast_1d(s.columns[name])[s.start :]]) for name in ("value", "returns"))
+    return {"explained_variance": float(explained_variance(value, returns, torch.ones_like(value, dtype=torch.bool)))}
+
+
+@dataclass(frozen=True)
+class RolloutLog:
+    """`rollouts.jsonl` of the stage: every answer the policy learned from, for people and for the report."""
+
+    path: Path
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written at `step` or later, and a line cut by a kill."""
+        if not self.path.exists():
+            return
+        with storage_errors(self.path), self.path.open("rb+") as file:
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
+                    break
+                end += len(line)
+            file.truncate(end)
+
+    def append(self, step: int, groups: Sequence[Group]) -> None:
+        """One line per rollout, with the step and the answer as text."""
+        rows = ({"step": step, "text": t} | rollout_to_json(r) for g in groups for r, t in zip(g.rollouts, g.texts, strict=True))
+        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

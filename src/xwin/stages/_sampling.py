@@ -1,0 +1,83 @@
+"""Generation that survives a kill: prompts are sampled in blocks, a finished block is on disk, a partial one is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xwin.data.conversation import Conversation
+from xwin.data.rollout import Group, Prompt, Rollout, grouped, rollout_from_json, rollout_to_json
+from xwin.data.template import Template
+from xwin.engines.base import Engine, Sampling
+from xwin.run.storage import storage_errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xwin.stages._context import Context
+
+BLOCK = 128
+"""Prompts of a block: the unit of resume. A function of nothing, so equal runs have equal blocks."""
+
+
+def sample(
+    ctx: Context, engine: Engine, template: Template, prompts: Sequence[Conversation], sampling: Sampling, n: int, *, part: str = "rollouts"
+) -> list[Group]:
+    """n answers to each prompt, kept in `<part>.jsonl` of the stage as they come.
+
+    Args:
+        ctx: whose stage it is.
+        engine: who writes.
+        template: how prompts are rendered and answers read.
+        prompts: with unique ids.
+        sampling: how answers are drawn.
+        n: answers per prompt.
+        part: name of the file, when a stage samples more than once; also part of the seed.
+    """
+    path = ctx.directory.rollouts.with_name(f"{part}.jsonl")
+    blocks = [prompts[i : i + BLOCK] for i in range(0, len(prompts), BLOCK)]
+    rollouts = _finished(path, blocks, n)
+    done = len({r.prompt_id for r in rollouts})
+    with ctx.console.progress(ctx.name if part == "rollouts" else f"{ctx.name} {part}", len(prompts), "prompts", done=done) as progress:
+        for block in blocks[-(-done // BLOCK) :]:
+            asked = [Prompt(p.id, template.prompt(p.prompt)) for p in block]
+            fresh: list[Rollout] = []
+            for rollout in engine.generate(asked, sampling, seed=ctx.seed(part), n=n):
+                fresh.append(rollout)
+                ctx.stop.obey()
+            fresh.sort(key=lambda r: ([p.id for p in block].index(r.prompt_id), r.sample))
+            _append(path, fresh)
+            rollouts += fresh
+            progress.advance(len(block), tokens=sum(len(r.completion) for r in fresh))
+    return group(prompts, rollouts, template)
+
+
+def group(prompts: Sequence[Conversation], rollouts: Sequence[Rollout], template: Template) -> list[Group]:
+    """Groups with the answers as text."""
+    return grouped(prompts, rollouts, {(r.prompt_id, r.sample): template.parse(r.completion).text for r in rollouts})
+
+
+def _finished(path: Path, blocks: Sequence[Sequence[Conversation]], n: int) -> list[Rollout]:
+    """The rollouts of the blocks that were written whole; what follows them is cut off the file."""
+    if not path.exists():
+        return []
+    kept: list[Rollout] = []
+    with path.open("rb+") as file:
+        for block in blocks:
+            rows = [file.readline() for _ in range(n * len(block))]
+            if not all(row.endswith(b"\n") for row in rows):
+                break
+            kept += [rollout_from_json(json.loads(row)) for row in rows]
+            end = file.tell()
+        file.truncate(end if kept else 0)
+    return kept
+
+
+def _append(path: Path, rollouts: Sequence[Rollout]) -> None:
+    text = "".join(json.dumps(rollout_to_json(r)) + "\n" for r in rollouts)
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,198 @@
+"""Evaluation: the same untouched prompts to every model, judged by the gold scorer; a table with intervals and paired tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, MinLen
+
+from xwin.credit.base import to_sample
+from xwin.data.batch import pack, unpack
+from xwin.data.conversation import Conversation, write_jsonl
+from xwin.data.rollout import Group, scored
+from xwin.engines.base import EngineKind, Sampling
+from xwin.engines.local import Local
+from xwin.learning.learner import Learner
+from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
+from xwin.run.storage import write_atomic
+from xwin.scorers.base import ScorerKind
+from xwin.spec import Spec
+from xwin.stages._sampling import sample
+from xwin.stages.base import Stage
+from xwin.suites.accuracy import Accuracy
+from xwin.suites.base import Answer, Evidence, Row, Suite
+from xwin.suites.drift import Drift
+from xwin.suites.preferences import Preferences
+from xwin.suites.win_rate import WinRate
+
+if TYPE_CHECKING:
+    from xwin.stages._context import Context
+
+TOKENS = 4096
+"""Of a packed batch; bounds memory, does not change a number but for rounding."""
+
+
+class Contender(Spec):
+    """A model in the table."""
+
+    name: str
+    """Its row."""
+
+    model: ModelRef
+    """Who answers."""
+
+    template: Literal["model", "vicuna", "own"] = "model"
+    """How prompts are rendered: as the model's entry says, in Vicuna, or in the tokenizer's own chat template."""
+
+    n: Annotated[int, Ge(1)] = 1
+    """Answers per prompt. Above 1, `scorer` picks one."""
+
+    scorer: ScorerKind | None = None
+    """Who picks among n answers; it also gives the reward model's own accuracy."""
+
+    before: str | None = None
+    """Row that the paired test compares with; null = no test."""
+
+
+class Evaluate(Stage):
+    """Asks every contender the same prompts and measures the answers."""
+
+    prompts: ConversationsRef
+    """Test prompts: used by no other stage."""
+
+    gold: ScorerKind
+    """Who says whether an answer is right: a score above 0.5 passes."""
+
+    contenders: Annotated[tuple[Contender, ...], MinLen(1)]
+    """Rows of the table, in order."""
+
+    reference: str
+    """Row that win rates and KL are measured against."""
+
+    suites: tuple[Suite, ...] = (Accuracy(), WinRate(), Drift(), Preferences())
+    """What is measured."""
+
+    sampling: Sampling = Sampling()
+    """How answers are drawn, the same for every row."""
+
+    engine: EngineKind = Local()
+    """What writes them."""
+
+    shown: Annotated[int, Ge(0)] = 24
+    """Prompts whose answers are kept for the report."""
+
+    makes: ClassVar[Mapping[str, type[Artifact]]] = {"table": Report}
+
+    def summary(self) -> str:
+        return f"{len(self.contenders)} rows, {len(self.suites)} suites"
+
+    def check(self) -> Sequence[tuple[str, str, str]]:
+        names = [c.name for c in self.contenders]
+        known = f"one of: {', '.join(names)}"
+        problems = [] if self.reference in names else [("reference", f"no row is named '{self.reference}'", known)]
+        for i, c in enumerate(self.contenders):
+            if c.before is not None and c.before not in names[:i]:
+                problems.append((f"contenders[{i}].before", f"no earlier row is named '{c.before}'", known))
+            if c.n > 1 and c.scorer is None:
+                problems.append((f"contenders[{i}].scorer", f"somebody must pick one of {c.n} answers", "add a scorer, or set n: 1"))
+            if c.name in names[:i]:
+                problems.append((f"contenders[{i}].name", f"two rows are named '{c.name}'", "rename one"))
+        return problems
+
+    def run(self, ctx: Context) -> None:
+        prompts = ctx.conversations(self.prompts)
+        origin = next(c for c in self.contenders if c.name == self.reference)
+        answers: dict[str, Sequence[Answer]] = {}
+        samples: Sequence[Sequence[Answer]] = ()
+        for contender in self.contenders:
+            groups = self._groups(ctx, contender, prompts)
+            every = [self._answers(group) for group in groups]
+            if contender.n > 1:
+                samples = samples or every
+                answers[contender.name] = [max(row, key=lambda a: a.reward or 0.0) for row in every]
+            else:
+                measured = self._kl(ctx, contender, origin, groups)
+                answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
+        before = {c.name: c.before for c in self.contenders if c.before}
+        evidence = Evidence(prompts, answers, before, self.reference, samples)
+        rows = [row for suite in self.suites for row in suite.measure(evidence)]
+        self._write(ctx, evidence, rows)
+
+    def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation]) -> list[Group]:
+        """Answers, judged by the gold scorer; where the contender has a scorer, `note` keeps its reward."""
+        template = ctx.template(contender.model, self._template(ctx, contender))
+        engine = ctx.engine(self.engine, contender.model, template)
+        groups = sample(ctx, engine, template, prompts, self.sampling, contender.n, part=f"rollouts-{contender.name}")
+        engine.close()
+        judged = scored(groups, ctx.scorer(self.gold).score(groups))
+        if contender.scorer is None:
+            return judged
+        rewards = ctx.scorer(contender.scorer).score(groups)
+        return [_with_reward(group, [s.value for s in row]) for group, row in zip(judged, rewards, strict=True)]
+
+    @staticmethod
+    def _template(ctx: Context, contender: Contender) -> str:
+        return ctx.inputs[contender.model].template if contender.template == "model" else contender.template
+
+    @staticmethod
+    def _answers(group: Group) -> list[Answer]:
+        pairs = zip(group.rollouts, group.texts, strict=True)
+        return [
+            Answer(text, r.score is not None and r.score.value > 0.5, len(r.completion), r.score.parts.get("reward") if r.score else None)
+            for r, text in pairs
+        ]
+
+    def _kl(self, ctx: Context, contender: Contender, origin: Contender, groups: Sequence[Group]) -> list[float | None]:
+        """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates."""
+        if self._template(ctx, contender) != self._template(ctx, origin):
+            return [None] * len(groups)
+        if contender.model == origin.model:
+            return [0.0] * len(groups)
+        mine, theirs = (self._sums(ctx.frozen(model), groups) for model in (contender.model, origin.model))
+        return [mine[key] - theirs[key] for key in mine]
+
+    def _sums(self, learner: Learner, groups: Sequence[Group]) -> dict[str, float]:
+        """Log-probability of each whole answer, nats, in order of groups."""
+        samples = [to_sample(g.rollouts[0], {}) for g in groups]
+        longest = max(TOKENS, *(len(s.tokens) for s in samples))
+        batches = pack(samples, tokens=longest, share=True, temperature=self.sampling.temperature or 1.0)
+        found: dict[str, float] = {}
+        for batch, out in zip(batches, learner.forward(batches, frozenset({"logp"})), strict=True):
+            found |= {name: sum(row) for name, row in unpack(batch, out.get("logp")).items()}
+        return {s.id: found[s.id] for s in samples}
+
+    def _write(self, ctx: Context, evidence: Evidence, rows: Sequence[Row]) -> None:
+        shown = [
+            {"prompt": p.prompt[-1].text, "family": p.meta.get("family", ""), "answers": {m: _shown(a[i]) for m, a in evidence.answers.items()}}
+            for i, p in enumerate(evidence.prompts)
+        ]
+        write_jsonl(ctx.folder / "samples.jsonl", _varied(shown, self.shown))
+        write_atomic(ctx.out("table"), json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+        ctx.metrics |= {
+            f"{row.metric}/{row.model}": row.value for row in rows if row.metric in {"accuracy", "win_rate", "rm_accuracy", "longer_wins"}
+        }
+
+
+def _with_reward(group: Group, rewards: Sequence[float]) -> Group:
+    """The group with the reward beside each gold score."""
+    rollouts = tuple(
+        replace(r, score=replace(r.score, parts={**r.score.parts, "reward": value})) if r.score else r
+        for r, value in zip(group.rollouts, rewards, strict=True)
+    )
+    return replace(group, rollouts=rollouts)
+
+
+def _shown(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text, "passed": answer.passed, "score": answer.reward}
+
+
+def _varied(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Up to `most` rows, the families in turn."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(row)
+    turns = [group[i] for i in range(max(map(len, families.values()), default=0)) for group in families.values() if i < len(group)]
+    return turns[:most]

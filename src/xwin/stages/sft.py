@@ -1,0 +1,78 @@
+"""Supervised fine-tuning on conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from annotated_types import Ge
+
+from xwin.data.batch import Batch, pack
+from xwin.data.template import samples
+from xwin.learning.learner import Learner
+from xwin.objectives.sft import Sft as CrossEntropy
+from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
+from xwin.stages._training import Training, cut
+
+if TYPE_CHECKING:
+    from xwin.stages._context import Context
+
+
+class Sft(Training):
+    """Trains a model on the assistant's turns of conversations, in the Vicuna template."""
+
+    init: ModelRef
+    """The model to start from."""
+
+    data: ConversationsRef | tuple[ConversationsRef, ...]
+    """Conversations: stages, or JSONL files."""
+
+    validation: ConversationsRef | None = None
+    """Held-out conversations; with them the best checkpoint is kept. null = keep the last."""
+
+    eval_every: Annotated[int, Ge(1)] = 10
+    """Optimizer steps between evaluations on `validation`."""
+
+    patience: Annotated[int, Ge(1)] | None = 3
+    """Evaluations without improvement after which training ends; null = never."""
+
+    epochs: Annotated[int, Ge(1)] = 2
+    """Times each conversation is seen, at most."""
+
+    tokens_per_step: Annotated[int, Ge(16)] = 4096
+    """Tokens of one optimizer step, prompts included."""
+
+    makes: ClassVar[Mapping[str, type[Artifact]]] = {"final": Model}
+
+    def summary(self) -> str:
+        return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
+
+    def run(self, ctx: Context) -> None:
+        template = ctx.template(self.init, "vicuna")
+        refs = (self.data,) if isinstance(self.data, str) else self.data
+        rows = samples(template, ctx.conversations(*refs), longest=self.tokens_per_batch)
+        held = self._held_out(ctx)
+        steps = cut(rows, tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"))
+        learner = ctx.learner(self.init, head="language", objective=CrossEntropy(), tune=self.tune, optim=self.optim, total=len(steps))
+        loop = ctx.loop(self, len(steps), state={}, patience=self.patience if held else None, policy=learner)
+        for step in loop:
+            metrics = learner.step(pack(steps[step], tokens=self.tokens_per_batch, share=True))
+            validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
+            loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
+        ctx.finish(learner, loop, "final")
+
+    def _held_out(self, ctx: Context) -> list[Batch]:
+        if self.validation is None:
+            return []
+        template = ctx.template(self.init, "vicuna")
+        return pack(samples(template, ctx.conversations(self.validation), longest=self.tokens_per_batch), tokens=self.tokens_per_batch, share=True)
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether step `step` of `total` ends with an evaluation; the last one always does."""
+    return (step + 1) % every == 0 or step + 1 == total
+
+
+def validate(learner: Learner, held: list[Batch]) -> dict[str, float]:
+    """Loss and stats of the objective on held-out batches, as validation_* metrics."""
+    return {f"validation_{name}": measure.value for name, measure in learner.evaluate(held).items()}
