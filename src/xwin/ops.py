@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 
@@ -46,12 +50,13 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def token_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of the distribution it came from, in fp32, `chunk` rows at a time.
 
-    The [N, V] logits are never whole: each chunk is computed again in the backward pass.
+    The [N, V] logits are never whole. Where only `hidden` carries gradient (a frozen output embedding), the gradient of each row is formed
+    together with its log-probability, so no chunk is computed twice; else each chunk is computed again in the backward pass.
 
     Args:
-        hidden: [N, d] what predicts each token. Carries gradient.
+        hidden: [N, d] what predicts each token. May carry gradient.
         weight: [V, d] output embedding. May carry gradient.
-        bias: [V] or None.
+        bias: [V] or None. May carry gradient.
         tokens: [N] int64.
         temperature: divides the logits, unitless, > 0.
         chunk: rows a chunk.
@@ -59,21 +64,51 @@ def token_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tens
     Returns:
         ([N] nats, with gradient; [N] nats, without).
     """
-
-    def rows(h: Tensor, w: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = torch.nn.functional.linear(h.float(), w.float(), None if bias is None else bias.float())
-        logp = (logits / temperature if temperature != 1.0 else logits).log_softmax(-1)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(1, ids[:, None]).squeeze(1), entropy
-
-    device_type = hidden.device.type
-    with torch.autocast(device_type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False):
+        trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if not trains_head:
+            return _FrozenHead.apply(hidden.float(), weight.float(), bias, tokens, temperature, chunk)  # type: ignore[no-any-return]
         parts = []
         for h, ids in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-            keep = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
-            parts.append(checkpoint(rows, h, weight, ids, use_reentrant=False) if keep else rows(h, weight, ids))
-    if not parts:
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        return empty + hidden.sum() * 0.0, empty
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+            arguments = (h, weight, bias, ids, temperature)
+            parts.append(checkpoint(_rows, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _rows(*arguments))
+        if not parts:
+            empty = hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.float32)
+            return empty, empty.detach()
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    logp = logits.div_(temperature).log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(1, tokens[:, None]).squeeze(1), entropy
+
+
+class _FrozenHead(torch.autograd.Function):
+    """d logp_t / d h = (W[y_t] - sum_v p_v W[v]) / temperature, known in the forward pass but for the factor that comes from above."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913, PLR0917 - autograd passes arguments by position
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logp, entropy = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden))
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            logits = linear(hidden[rows], weight, bias).div_(temperature)
+            total = logits.logsumexp(-1, keepdim=True)
+            logp[rows] = (logits.gather(1, tokens[rows, None]) - total).squeeze(1)
+            p = (logits - total).exp_()
+            entropy[rows] = total.squeeze(1) - torch.linalg.vecdot(p, logits)
+            if slope is not None:
+                slope[rows] = (weight[tokens[rows]] - p @ weight) / temperature
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(entropy)  # type: ignore[attr-defined]
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return gradients[0][:, None] * slope, None, None, None, None, None

@@ -241,9 +241,16 @@ def _units(samples: Sequence[Sample]) -> list[_Unit]:
 
 
 def _cost(family: Sequence[_Unit], prefix: int) -> int:
-    """Tokens of a family when its prompt is computed once, beyond what all families share."""
-    prompt = len(family[0].prompt)
-    return prompt - prefix + sum(len(s.tokens) - prompt for unit in family for s in unit.samples)
+    """Tokens of a family when its prompt, if it has one in common, is computed once; what all families share is not counted."""
+    members = [s for unit in family for s in unit.samples]
+    apart = sum(len(s.tokens) - prefix for s in members)
+    return apart - (len(members) - 1) * (members[0].start - prefix) if _alike(members) else apart
+
+
+def _alike(members: Sequence[Sample]) -> bool:
+    """Whether all continue one prompt, each with a token of its own."""
+    first = members[0]
+    return all(s.start == first.start < len(s.tokens) and s.tokens[: s.start] == first.tokens[: s.start] for s in members)
 
 
 def _families(units: Sequence[_Unit], budget: int, prefix: int) -> list[list[_Unit]]:
@@ -251,7 +258,7 @@ def _families(units: Sequence[_Unit], budget: int, prefix: int) -> list[list[_Un
     same: dict[tuple[int, ...], list[_Unit]] = {}
     families: list[list[_Unit]] = []
     for unit in units:
-        if any(s.tokens[: s.start] != unit.prompt or s.start == len(s.tokens) for s in unit.samples):
+        if not _alike(unit.samples):
             families.append([unit])
             continue
         family = same.get(unit.prompt)
@@ -282,8 +289,7 @@ def _segments(content: Sequence[Sequence[_Unit]], prefix: int, *, share: bool) -
         members = [s for unit in family for s in unit.samples]
         first = members[0]
         prompt = first.start
-        alike = all(s.start == prompt < len(s.tokens) and s.tokens[:prompt] == first.tokens[:prompt] for s in members)
-        shared = share and len(members) > 1 and alike and prompt > prefix
+        shared = share and len(members) > 1 and prompt > prefix and _alike(members)
         parent, begin = (count, prompt) if shared else (root, prefix)
         if shared:
             yield _Segment(first, prefix, prompt, root, named=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -106,12 +108,15 @@ def conversation_from_json(row: Json, where: str) -> Conversation:
     """
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object, not {type(row).__name__}", where)
-    meta = dict(row.get("meta") or {})
+    meta = _meta(row, where)
     if "messages" not in row and "prompt" in row:
         meta |= {key: row[key] for key in ("answer",) if key in row}
     messages = _messages(row.get("messages", row.get("prompt")), where)
     name = row.get("id") or content_id(messages)
-    return Conversation(str(name), messages, row.get("label"), meta or {})
+    label = row.get("label")
+    if label is not None and not isinstance(label, bool):
+        raise DataError(f"the label must be true or false, not {label!r}", where)
+    return Conversation(str(name), messages, label, meta)
 
 
 def preference_from_json(row: Json, where: str) -> Preference:
@@ -123,12 +128,14 @@ def preference_from_json(row: Json, where: str) -> Preference:
     if not isinstance(row, dict) or not {"prompt", "chosen", "rejected"} <= row.keys():
         raise DataError("a preference needs the keys prompt, chosen and rejected", where)
     prompt = _messages(row["prompt"], where)
+    if prompt[-1].role == "assistant":
+        raise DataError("the prompt must end with the user's turn", where, "move the last answer out of it")
     chosen, rejected = (_answer(row[key], key, where) for key in ("chosen", "rejected"))
     if chosen.text == rejected.text:
         raise DataError("chosen and rejected are the same text, so there is nothing to learn", where, "remove the row")
-    margin = row.get("margin")
+    margin = None if row.get("margin") is None else _number(row["margin"], "margin", where)
     name = row.get("id") or content_id((*prompt, chosen, rejected))
-    return Preference(str(name), prompt, chosen, rejected, None if margin is None else float(margin), row.get("meta") or {})
+    return Preference(str(name), prompt, chosen, rejected, margin, _meta(row, where))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
@@ -137,6 +144,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
     Raises:
         DataError: the file is missing, not UTF-8, or a line is not JSON; names file and row.
     """
+    number = 0
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -183,12 +191,30 @@ def _unique(rows: list[Conversation], path: Path) -> list[Conversation]:
     """Rows that share an id (the same text twice) get a suffix: seeds hang on ids, and equal seeds would give equal samples."""
     if not rows:
         raise DataError("holds no rows", str(path))
-    seen: dict[str, int] = {}
+    names = {row.id for row in rows}  # a suffixed name must not meet one that another row brings
+    suffixes: dict[str, Iterator[int]] = {}
     out = []
     for row in rows:
-        count = seen[row.id] = seen.get(row.id, -1) + 1
-        out.append(row if count == 0 else Conversation(f"{row.id}.{count}", row.messages, row.label, row.meta))
+        name = row.id
+        if name in suffixes:
+            name = next(f"{row.id}.{i}" for i in suffixes[row.id] if f"{row.id}.{i}" not in names)
+        else:
+            suffixes[name] = itertools.count(1)
+        out.append(replace(row, id=name))
     return out
+
+
+def _meta(row: Mapping[str, Json], where: str) -> dict[str, Json]:
+    meta = row.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise DataError(f"meta must be an object, not {type(meta).__name__}", where)
+    return dict(meta)
+
+
+def _number(value: Json, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"the {key} must be a number, not {value!r}", where)
+    return float(value)
 
 
 def _message_to_json(message: Message) -> dict[str, Json]:
@@ -203,7 +229,10 @@ def _message_to_json(message: Message) -> dict[str, Json]:
 def _message(value: Json, where: str) -> Message:
     if not isinstance(value, dict) or value.get("role") not in get_args(Role) or not isinstance(value.get("content"), str):
         raise DataError("a message needs a role (system, user, assistant or tool) and a content that is text", where)
-    return Message(value["role"], value["content"], float(value.get("weight", 1.0)), tuple(value.get("tool_calls", ())))
+    calls = value.get("tool_calls") or ()
+    if not isinstance(calls, list | tuple):
+        raise DataError("tool_calls must be a list", where)
+    return Message(value["role"], value["content"], _number(value.get("weight", 1.0), "weight", where), tuple(calls))
 
 
 def _messages(value: Json, where: str) -> tuple[Message, ...]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from xwin.data.batch import Sample
-from xwin.data.conversation import Conversation, Message
+from xwin.data.conversation import Conversation, Json, Message
 from xwin.errors import DataError, ModelError
 
 VICUNA_SYSTEM = (
@@ -105,8 +105,7 @@ class Vicuna:
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """See Template."""
-        if messages[-1].role == "assistant":
-            raise DataError("a prompt must end with the user's turn", fix="drop the last answer")
+        _require_open(messages)
         return (*self.render(messages).tokens, *self.words.encode(" ASSISTANT:"))
 
     def parse(self, completion: Sequence[int]) -> Message:
@@ -164,6 +163,7 @@ class Own:
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """See Template."""
+        _require_open(messages)
         return tuple(t for piece, _ in self._pieces(messages, generate=True) for t in piece)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
@@ -194,6 +194,11 @@ class Own:
             pieces.append((self.markup(before), False))
             pieces.append((self.words.encode(message.text), message.role == "assistant" and message.weight > 0))
         return [*pieces, (self.markup(text), False)]
+
+
+def _require_open(messages: Sequence[Message]) -> None:
+    if messages[-1].role == "assistant":
+        raise DataError("a prompt must end with the user's turn", fix="drop the last answer")
 
 
 def samples(template: Template, conversations: Sequence[Conversation], *, longest: int) -> list[Sample]:
@@ -264,13 +269,29 @@ def _text(token: Any) -> str:
 
 
 def _words(folder: Path, tokenizer: Tokenizer) -> Words:
-    content = _tokenizer(folder)
+    content = Tokenizer.from_str(json.dumps(_unprefixed(json.loads(tokenizer.to_str()))))
     content.encode_special_tokens = True  # special tokens inside content are text
     return Words(
         lambda text: tuple(content.encode(text, add_special_tokens=False).ids),
         lambda ids: content.decode(list(ids), skip_special_tokens=False),
         tokenizer.token_to_id,
     )
+
+
+def _unprefixed(node: Json) -> Json:
+    """A tokenizer's JSON without the space that Llama's puts before a text and takes away again: pieces stand in the middle of one."""
+    if isinstance(node, list):
+        return [part for part in map(_unprefixed, node) if part is not None]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "Prepend" or (node.get("type") == "Strip" and node.get("start", 0) > 0):
+        return None
+    never = {"prepend_scheme": "never"} if node.get("type") == "Metaspace" else {}
+    plain = {"add_prefix_space": False} if node.get("type") == "ByteLevel" else {}
+    parts = {
+        key: _unprefixed(node[key]) for key in ("normalizer", "pre_tokenizer", "decoder", "normalizers", "pretokenizers", "decoders") if key in node
+    }
+    return node | parts | never | plain
 
 
 def _eos(folder: Path, settings: dict[str, Any], words: Words) -> int:
@@ -284,7 +305,7 @@ def _jinja(source: str, settings: dict[str, Any]) -> Callable[[Sequence[dict[str
     """transformers' own renderer of chat templates: a sandboxed Jinja."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    special = {name: _text(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    special: dict[str, Any] = {name: _text(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 
     def apply(messages: Sequence[dict[str, str]], generate: bool) -> str:  # noqa: FBT001 - the shape of a two-argument function
         texts, _ = render_jinja_template([list(messages)], chat_template=source, add_generation_prompt=generate, **special)

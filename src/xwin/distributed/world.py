@@ -21,8 +21,16 @@ class World:
 
     @classmethod
     def alone(cls) -> World:
-        """This process, on its GPU when there is one."""
-        return cls(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        """This process, on its GPU when there is one.
+
+        On a CPU it also asks torch for sums in a fixed order: by default the gradient of `x[index]` is added up by several threads in
+        whatever order they come, and a resumed run would differ from an uninterrupted one in the last bits.
+        """
+        if torch.cuda.is_available():
+            return cls(0, 1, torch.device("cuda"))
+        torch.use_deterministic_algorithms(mode=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
+        return cls(0, 1, torch.device("cpu"))
 
     def sum(self, x: Tensor) -> Tensor:
         """[] or [...] the sum over all workers; with one worker, x."""

@@ -92,7 +92,7 @@ class LocalEngine:
         """
         self._require_room(prompts, sampling)
         rows = min(self.rows, max(4, n * len(prompts)))
-        longest = max(len(p.tokens) for p in prompts) + sampling.max_tokens
+        longest = max((len(p.tokens) for p in prompts), default=0) + sampling.max_tokens
         cache = Cache(max(rows, n), longest)
         waiting = deque((p, [_Answer(p, k, derive(seed, p.id, k)) for k in range(n)]) for p in prompts)
         live: list[_Answer] = []
@@ -227,7 +227,7 @@ def _inverse_cdf(probability: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     """
     order: Tensor | None = None
     if top_p < 1:
-        probability, order = probability.sort(-1, descending=True, stable=True)
+        probability, order = probability.sort(dim=-1, descending=True, stable=True)
         before = probability.cumsum(-1) - probability
         probability = probability.masked_fill(before >= top_p, 0.0)
     cumulative = probability.cumsum(-1)

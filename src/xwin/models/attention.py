@@ -57,7 +57,7 @@ class _Bucket:
     """Segments of similar length, padded to one shape for the attention alone."""
 
     query: Tensor
-    """[s, Lq] index of each query token; padding repeats token 0."""
+    """[s, Lq] index of each query token; padding repeats the segment's first."""
     key: Tensor
     """[s, Lk] the same for keys: the ancestors' tokens, then the segment's own."""
     seen: Tensor
@@ -117,6 +117,7 @@ def _bucket(batch: Batch, spans: list[range], seen: list[list[int]], window: int
     real = torch.zeros(rows, lq, dtype=torch.bool)
     live = torch.zeros(rows, lk, dtype=torch.bool)
     for i, (span, sees) in enumerate(zip(spans, seen, strict=True)):
+        query[i], key[i] = span.start, sees[0]  # not another sequence's token: a NaN of its would pass a weight of zero
         query[i, : len(span)] = torch.arange(span.start, span.stop)
         key[i, : len(sees)] = torch.tensor(sees)
         real[i, : len(span)] = True

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -19,12 +18,23 @@ from xwin.errors import ModelError
 from xwin.models import attention
 from xwin.models.heads import ScalarHead, read_reward_stats
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
+from xwin.models.weights import write_weights
 from xwin.ops import token_logp
 
 Head = Literal["language", "value", "score"]
 
 CHUNK = 512
 """Rows of logits at a time: 512 x 50k x 4 bytes is 100 MB."""
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""Files of a model's folder that its weights leave as they are."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -38,7 +48,9 @@ class PackedModel(nn.Module):
     def __init__(self, network: PreTrainedModel, head: ScalarHead | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.head, self.dtype = network, head, dtype
-        self.masters: Mapping[str, Tensor] = round_frozen(network, dtype)
+        masters = round_frozen(network, dtype)
+        trained = any(p.requires_grad for p in network.parameters())
+        self.masters: Mapping[str, Tensor] = masters if trained else {}  # a model that only reads is never published
         self.eval()  # dropout off everywhere: old log-probs, reference and update must be the same function
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -144,6 +156,9 @@ def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
         to: a folder that does not exist yet.
     """
     to.mkdir(parents=True)
+    for name in COMPANIONS:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, to / name)
     tensors = model.plain()
     config = model.network.config.__class__.from_dict(model.network.config.to_dict())
     if model.head is not None:
@@ -154,16 +169,6 @@ def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
         tensors.pop("lm_head.weight", None)
     if model.head is None:
         config.architectures = [type(model.network).__name__]
-    save_file({name: t.contiguous() for name, t in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
+    write_weights(to / "model.safetensors", tensors, {"format": "pt"})
     config.dtype = torch.float32
     config.save_pretrained(to)
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-        "generation_config.json",
-    ):
-        if (tokenizer / name).exists():
-            shutil.copyfile(tokenizer / name, to / name)

@@ -46,11 +46,11 @@ class ScalarHead(nn.Module):
             return nn.functional.linear(hidden.float(), self.weight).squeeze(-1)
 
     def write(self, to: Path, config: PreTrainedConfig) -> None:
-        """Puts what the head needs into the folder and the config of a sequence classifier."""
+        """Puts what the head needs into the config and the folder of a sequence classifier, whose tokenizer is there already."""
         prefix = type(self)._family(config)
         config.architectures = [f"{prefix}ForSequenceClassification"]
         config.num_labels = 1
-        config.pad_token_id = _pad_other_than_eos(config)
+        config.pad_token_id = _pad_other_than_eos(config, to)
         (to / STATS).write_text(json.dumps({"mean": self.stats.mean, "std": self.stats.std}))
 
     @staticmethod
@@ -67,14 +67,32 @@ def read_reward_stats(folder: Path) -> RewardStats:
     return RewardStats(**json.loads(path.read_text())) if path.exists() else RewardStats()
 
 
-def _pad_other_than_eos(config: PreTrainedConfig) -> int:
-    """A padding id that no answer ends with.
+def _pad_other_than_eos(config: PreTrainedConfig, folder: Path) -> int:
+    """A padding id that no answer ends with, and the same one for the tokenizer of the folder.
 
     transformers' classifiers read the last token that is not padding. With pad = eos they would skip the end of turn and score the token
-    before it, so scores would not be the ones that were trained.
+    before it; were only the tokenizer's pad still eos, they would score the padding.
     """
     eos = config.eos_token_id
     ends = set(eos if isinstance(eos, list) else [eos])
+    special = {i: name for i, name in _special_tokens(folder).items() if i not in ends and i < config.vocab_size}
     if config.pad_token_id is not None and config.pad_token_id not in ends:
-        return config.pad_token_id
-    return next(i for i in range(config.vocab_size) if i not in ends)
+        pad = config.pad_token_id
+    else:  # a word of the vocabulary will do for the model, which reads from the end, but a tokenizer would no longer write it
+        pad = min(special, default=next(i for i in range(config.vocab_size) if i not in ends))
+    if pad in special:
+        _name_pad(folder, special[pad])
+    return pad
+
+
+def _special_tokens(folder: Path) -> dict[int, str]:
+    path = folder / "tokenizer.json"
+    tokens = json.loads(path.read_text(encoding="utf-8"))["added_tokens"] if path.exists() else []
+    return {token["id"]: token["content"] for token in tokens if token["special"]}
+
+
+def _name_pad(folder: Path, token: str) -> None:
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        if path.exists():
+            settings = json.loads(path.read_text(encoding="utf-8")) | {"pad_token": token}
+            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -60,7 +60,7 @@ class LoRA(Spec):
 
 
 class LastLayers(Spec):
-    """Train the last layers of the body and its final norm; the backward pass ends there."""
+    """Train the last layers of the body; the backward pass ends there."""
 
     kind: Literal["last"] = "last"
 

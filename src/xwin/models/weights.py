@@ -1,12 +1,18 @@
-"""The weights of a policy on their way from a learner to an engine."""
+"""The weights of a policy on their way from a learner to an engine, or to the disk."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
+
+from xwin.run.storage import storage_errors
 
 
 @dataclass(frozen=True)
@@ -17,3 +23,20 @@ class Weights:
     folder: Path | None = None
     tensors: Mapping[str, Tensor] | None = None
     """Parameter name of the plain network (adapters merged) -> fp32 tensor."""
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, readable like any other file of the folder.
+
+    Raises:
+        StorageError: the disk is full, read-only, or permission is missing.
+    """
+    with storage_errors(path):
+        try:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, path, dict(metadata))
+        except SafetensorError as error:  # it is no OSError, and says what happened in its text alone
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        path.chmod(0o644)  # save_file leaves it to the owner alone

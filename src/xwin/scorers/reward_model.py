@@ -46,7 +46,7 @@ class RewardModelScorer:
         """See Scorer. A score does not depend on what else is scored with it, but for rounding."""
         samples = [_sample(r) for group in groups for r in group.rollouts]
         raw: dict[str, float] = {}
-        for batch in pack(samples, tokens=max(TOKENS, *(len(s.tokens) for s in samples)), share=True):
+        for batch in pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True):
             (out,) = self.learner.forward([batch], frozenset({"score"}))
             raw |= {batch.ids[s]: float(out.get("score")[s]) for s in batch.samples()}
         return [[self._score(r, raw[_name(r)]) for r in group.rollouts] for group in groups]

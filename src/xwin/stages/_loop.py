@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from xwin.errors import CheckpointError
 from xwin.learning import checkpoint
 from xwin.learning.learner import Learner
+from xwin.models.weights import write_weights
 from xwin.run.console import Console, Progress
 from xwin.run.directory import StageDirectory
 from xwin.run.events import Measure
 from xwin.run.guards import Guard, Watch, explain
 from xwin.run.log import AlarmLog, EventLog
 from xwin.run.signals import StopFlag
-from xwin.run.storage import storage_errors, sync
+from xwin.run.storage import digest_file, storage_errors, sync
 
 LARGEST_RATIO_GAP = 0.01
 """Nats. Old and new log-probs are computed by one function on one layout, so the ratio starts at 1 but for rounding."""
@@ -36,6 +37,8 @@ class Best:
     step: int = -1
     worse: int = 0
     """Evaluations since then."""
+    sha256: str = ""
+    """Of the file that holds its parameters."""
 
 
 @dataclass
@@ -137,20 +140,23 @@ class Loop:
     def _compare(self, score: float) -> None:
         """Keeps the trained parameters of the first learner when they are the best so far; ends when patience is out."""
         if score < self.best.value:
-            self.best = Best(score, self._step)
-            learner = next(iter(self.learners.values()))
-            path = self.directory.checkpoints / "best.safetensors"
+            path = self._best_file(self._step)
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(".tmp")
-                save_file({n: t.contiguous() for n, t in learner.state()["parameters"].items()}, part, {"step": str(self._step)})
+                write_weights(part, next(iter(self.learners.values())).state()["parameters"], {"step": str(self._step)})
                 sync(part)
                 part.replace(path)
+            self.best = Best(score, self._step, sha256=digest_file(path))
         else:
             self.best.worse += 1
         if self.patience is not None and self.best.worse >= self.patience:
             self.ended = self.state["_ended"] = True
             self.console.message(f"{self.name}: stopped early at step {self._step}: the best was step {self.best.step}")
+
+    def _best_file(self, step: int) -> Path:
+        """Named by its step: the one that the last checkpoint speaks of stays until there is a newer checkpoint."""
+        return self.directory.checkpoints / f"best-{step:06d}.safetensors"
 
     def _save_if_due(self) -> None:
         due = time.monotonic() - self._saved >= self.every or self.stop.is_set
@@ -165,26 +171,29 @@ class Loop:
             "step": self._step + 1,
             "steps_done": {role: learner.steps_done for role, learner in self.learners.items()},
             "state": self.state,
-            "best": {"value": str(self.best.value), "step": self.best.step, "worse": self.best.worse},
+            "best": asdict(self.best) | {"value": str(self.best.value)},
             "watch": self._watch.to_json(),
             "last": {n: v for n, v in self.last.items() if math.isfinite(v)},
         }
         checkpoint.save(self.directory.checkpoints, self._step + 1, tensors, state)
+        for path in self.directory.checkpoints.glob("best-*"):
+            if path != self._best_file(self.best.step):
+                path.unlink()
         self._saved = time.monotonic()
 
     def restore_best(self) -> None:
         """Puts the best parameters back into the first learner, when validation chose any.
 
         Raises:
-            CheckpointError: the file that holds them cannot be read.
+            CheckpointError: the file that holds them is missing, cut short or altered.
         """
         if self.best.step < 0 or self.best.step == self._step:
             return
-        path = self.directory.checkpoints / "best.safetensors"
-        try:
-            saved = load_file(path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot be read: {error}", str(path), "delete the stage's folder and run again") from error
+        path = self._best_file(self.best.step)
+        if not path.is_file() or digest_file(path) != self.best.sha256:
+            fix = f"delete the folder {self.directory.folder} and run again: the stage starts anew"
+            raise CheckpointError("the best parameters are missing, cut short or altered", str(path), fix)
+        saved = load_file(path)
         with torch.no_grad():
             for name, parameter in next(iter(self.learners.values())).state()["parameters"].items():
                 parameter.copy_(saved[name])

@@ -33,6 +33,9 @@ class BestOfN(Stage):
     prompts: ConversationsRef
     """What is asked: conversations without their last answer."""
 
+    limit: Annotated[int, Ge(1)] | None = None
+    """Prompts used, from the first on; null = all."""
+
     scorer: ScorerKind
     """Who judges."""
 
@@ -59,7 +62,7 @@ class BestOfN(Stage):
     def run(self, ctx: Context) -> None:
         template = ctx.template(self.policy, None if self.template == "model" else self.template)
         engine = ctx.engine(self.engine, self.policy, template)
-        groups = sample(ctx, engine, template, ctx.conversations(self.prompts), self.sampling, self.n)
+        groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
         engine.close()
         groups = scored(groups, ctx.scorer(self.scorer).score(groups))
         kept = {group.prompt.id: chosen(group, above=self.above, most=self.most) for group in groups}

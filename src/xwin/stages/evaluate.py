@@ -81,9 +81,6 @@ class Evaluate(Stage):
     engine: EngineKind = Local()
     """What writes them."""
 
-    shown: Annotated[int, Ge(0)] = 24
-    """Prompts whose answers are kept for the report."""
-
     makes: ClassVar[Mapping[str, type[Artifact]]] = {"table": Report}
 
     def summary(self) -> str:
@@ -169,7 +166,7 @@ class Evaluate(Stage):
             {"prompt": p.prompt[-1].text, "family": p.meta.get("family", ""), "answers": {m: _shown(a[i]) for m, a in evidence.answers.items()}}
             for i, p in enumerate(evidence.prompts)
         ]
-        write_jsonl(ctx.folder / "samples.jsonl", _varied(shown, self.shown))
+        write_jsonl(ctx.folder / "samples.jsonl", shown)
         write_atomic(ctx.out("table"), json.dumps([row.to_json() for row in rows], indent=1) + "\n")
         ctx.metrics |= {
             f"{row.metric}/{row.model}": row.value for row in rows if row.metric in {"accuracy", "win_rate", "rm_accuracy", "longer_wins"}
@@ -187,12 +184,3 @@ def _with_reward(group: Group, rewards: Sequence[float]) -> Group:
 
 def _shown(answer: Answer) -> dict[str, Any]:
     return {"text": answer.text, "passed": answer.passed, "score": answer.reward}
-
-
-def _varied(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Up to `most` rows, the families in turn."""
-    families: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        families.setdefault(row["family"], []).append(row)
-    turns = [group[i] for i in range(max(map(len, families.values()), default=0)) for group in families.values() if i < len(group)]
-    return turns[:most]

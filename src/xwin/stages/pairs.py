@@ -31,6 +31,9 @@ class Pairs(Stage):
     prompts: ConversationsRef
     """What is asked: conversations without their last answer."""
 
+    limit: Annotated[int, Ge(1)] | None = None
+    """Prompts used, from the first on; null = all."""
+
     scorer: ScorerKind
     """Who labels."""
 
@@ -57,7 +60,7 @@ class Pairs(Stage):
     def run(self, ctx: Context) -> None:
         template = ctx.template(self.policy)
         engine = ctx.engine(self.engine, self.policy, template)
-        groups = sample(ctx, engine, template, ctx.conversations(self.prompts), self.sampling, self.n)
+        groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
         engine.close()
         groups = scored(groups, ctx.scorer(self.scorer).score(groups))
         rows = [pair for group in groups for pair in paired(group, most=self.most, gap=self.gap, seed=ctx.seed("pair", group.prompt.id))]
@@ -75,11 +78,12 @@ class Pairs(Stage):
 def paired(group: Group, *, most: int, gap: float, seed: int) -> list[Preference]:
     """Pairs of different texts whose scores differ by more than `gap`, drawn at random; an answer is in one pair at most.
 
-    Empty answers are left out: a reward model must not earn its accuracy there.
+    Empty and cut answers are left out: a reward model must not earn its accuracy on the first, and the second would be shown to it with an
+    end that was never written.
     """
     prompt = group.prompt
     values = [r.score.value if r.score else 0.0 for r in group.rollouts]
-    order = [i for i in permutation(len(values), seed) if group.texts[i].strip()]
+    order = [i for i in permutation(len(values), seed) if group.texts[i].strip() and group.rollouts[i].finish == "stop"]
     order.sort(key=lambda i: -values[i])  # stable: equal scores stay in random order
     pairs = []
     for better, worse in zip(order, reversed(order), strict=True):

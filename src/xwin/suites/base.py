@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -33,8 +34,9 @@ class Row:
         return cls(model, metric, interval.value, interval.low, interval.high, interval.n, test.p if test else None, against if test else None, note)
 
     def to_json(self) -> dict[str, Any]:
-        """Every field that is set."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        """Every field that is set. An interval of one prompt has no ends: JSON knows no nan, so they are left out."""
+        known = {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        return {name: value for name, value in known.items() if not (isinstance(value, float) and math.isnan(value))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,61 @@
+"""What many tests share: the tiny random model, its templates, and learners over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, which the light tests never do
+
+if TYPE_CHECKING:
+    from xwin.data.template import Template
+    from xwin.learning.learner import Learner
+
+MakeLearner = Callable[..., "Learner"]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers, 64 wide, with a byte tokenizer whose pad token is its end token. Not to be written to."""
+    from xwin.models.hub import ModelSource, fetch
+
+    cache = tmp_path_factory.mktemp("tiny")
+    return fetch(ModelSource(path="random:2x64"), cache, cache)
+
+
+@pytest.fixture(scope="session")
+def tiny_template(tiny_folder: Path) -> Template:
+    """Vicuna over the tiny model's tokenizer."""
+    from xwin.data.template import load_template
+
+    return load_template(tiny_folder, "vicuna")
+
+
+@pytest.fixture(scope="session")
+def own_template(tiny_folder: Path) -> Template:
+    """The tiny model's own chat template (ChatML)."""
+    from xwin.data.template import load_template
+
+    return load_template(tiny_folder, "own")
+
+
+@pytest.fixture
+def make_learner(tiny_folder: Path) -> MakeLearner:
+    """make_learner(objective, head=..., tune=..., dtype=..., seed=..., **fields of Learner): a learner over the tiny model."""
+    from xwin.distributed.world import World
+    from xwin.learning.learner import Learner
+    from xwin.models.causal import load
+    from xwin.models.tuning import Frozen, Full
+
+    def make(objective: Any = None, *, head: Any = "language", tune: Any = None, dtype: str = "float32", seed: int = 0, **fields: Any) -> Learner:
+        world = World.alone()
+        world.seed(seed, "init")
+        tuning = tune or (Full() if objective else Frozen())
+        model = load(tiny_folder, head=head, tuning=tuning, dtype=dtype, head_seed=seed)
+        return Learner(model, tiny_folder, world, objective, **fields)
+
+    return make

@@ -1,0 +1,89 @@
+"""Packed attention against a dense mask built token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from xwin.data.batch import Batch, Sample, pack
+from xwin.models.attention import PackedPlan
+
+LENGTHS = [1, 2, 3, 5, 8, 13, 40, 41, 90, 33, 17]
+
+
+def apart() -> list[Sample]:
+    random = torch.Generator().manual_seed(0)
+    rows = [tuple(torch.randint(0, 99, (n,), generator=random).tolist()) for n in LENGTHS]
+    return [Sample(f"s{i}", row, (False, *(True,) * (len(row) - 1))) for i, row in enumerate(rows)]
+
+
+def siblings() -> list[Sample]:
+    """A system text of 9 tokens; prompts of 3, 1 and 20 tokens with 1 to 4 answers of 1 to 30 tokens."""
+    system, out = tuple(range(9)), []
+    for p, (length, answers) in enumerate([(3, [1, 7, 30]), (1, [2]), (20, [4, 4, 1, 12])]):
+        prompt = (*system, *(100 + p,) * length)
+        out += [Sample(f"q{p}/{k}", prompt + (50 + k,) * n, (False,) * len(prompt) + (True,) * n) for k, n in enumerate(answers)]
+    return out
+
+
+def ancestors(batch: Batch, segment: int) -> Iterable[int]:
+    while segment >= 0:
+        yield segment
+        segment = int(batch.parent[segment])
+
+
+def dense(batch: Batch, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    """Every token alone: the tokens it may see, found by going up from its segment, and plain softmax in float64."""
+    heads = q.shape[1] // k.shape[1]
+    out = torch.zeros_like(q, dtype=torch.float64)
+    for t in range(len(batch)):
+        family = set(ancestors(batch, int(batch.segment[t])))
+        sees = [u for u in range(t + 1) if int(batch.segment[u]) in family]
+        if window is not None:
+            sees = [u for u in sees if int(batch.position[t]) - int(batch.position[u]) < window]
+        for h in range(q.shape[1]):
+            keys, values = k[0, h // heads, sees].double(), v[0, h // heads, sees].double()
+            out[0, h, t] = (q[0, h, t].double() @ keys.T * scale).softmax(-1) @ values
+    return out.transpose(1, 2)
+
+
+def projections(batch: Batch, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(1, n, len(batch), 8, generator=random) for n in (heads, groups, groups))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 12])
+@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_token_sees_its_own_past_and_its_ancestors_and_nothing_else(share: bool, heads: int, groups: int, window: int | None) -> None:
+    for samples in (apart(), siblings()):
+        for batch in pack(samples, tokens=160, share=share):
+            q, k, v = projections(batch, heads, groups)
+            mine = PackedPlan(batch).attend(0, q, k, v, scale=0.3, window=window)
+            torch.testing.assert_close(mine, dense(batch, q, k, v, scale=0.3, window=window).float(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [0, -1])
+@pytest.mark.parametrize("share", [False, True])
+def test_another_sequence_changes_nothing_not_even_the_last_bit(share: bool, changed: int) -> None:
+    batch = pack(siblings() if share else apart(), tokens=400, share=share)[0]
+    q, k, v = projections(batch, 2, 1)
+    victim = batch.segment == batch.samples()[changed]
+    before = PackedPlan(batch).attend(0, q, k, v, scale=0.3, window=None)
+    k[0, :, victim] = 1e30
+    v[0, :, victim] = torch.nan
+    after = PackedPlan(batch).attend(0, q, k, v, scale=0.3, window=None)
+    assert torch.equal(before[0, ~victim], after[0, ~victim])
+    assert after[0, victim].isnan().all()
+
+
+def test_one_plan_serves_layers_with_and_without_a_window() -> None:
+    batch = pack(apart(), tokens=400)[0]
+    q, k, v = projections(batch, 2, 2)
+    plan = PackedPlan(batch)
+    for window in (None, 4, None, 4):
+        mine = plan.attend(0, q, k, v, scale=0.3, window=window)
+        torch.testing.assert_close(mine, dense(batch, q, k, v, scale=0.3, window=window).float(), atol=1e-6, rtol=1e-5)

@@ -1,0 +1,72 @@
+"""Bradley-Terry against numbers by hand."""
+
+import math
+
+import pytest
+import torch
+
+from xwin.data.batch import Outputs, Sample, pack
+from xwin.objectives.bradley_terry import BradleyTerry, bradley_terry
+
+
+def test_the_loss_by_hand() -> None:
+    """-log sigmoid(2 - 1 - 0.5) = log(1 + e^-0.5) = 0.474077; plus 0.1 * 3^2 = 0.9."""
+    loss = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.5]), centre=0.1)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.5)) + 0.9)
+
+
+def test_equal_scores_give_ln_2_and_a_gradient_of_a_half() -> None:
+    chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    loss = bradley_terry(chosen, rejected, torch.zeros(1), centre=0.01)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.sum().backward()
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert (chosen.grad.item(), rejected.grad.item()) == (-0.5, 0.5)
+
+
+def test_the_loss_depends_on_the_difference_when_not_centred() -> None:
+    one = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.zeros(1), centre=0.0)
+    far = bradley_terry(torch.tensor([102.0]), torch.tensor([101.0]), torch.zeros(1), centre=0.0)
+    torch.testing.assert_close(one, far)
+
+
+def test_far_scores_are_finite_with_a_finite_gradient() -> None:
+    """log(1 + e^x) spelled out would overflow at 200: the loss there is 200 and its gradient 1."""
+    chosen = torch.tensor([-100.0, 100.0], requires_grad=True)
+    loss = bradley_terry(chosen, -chosen.detach(), torch.zeros(2), centre=0.0)
+    loss.sum().backward()
+    assert loss.tolist() == [200.0, 0.0]
+    assert chosen.grad is not None
+    assert chosen.grad.tolist() == [-1.0, 0.0]
+
+
+def test_pairs_are_found_by_their_bonds_chosen_first() -> None:
+    """Two pairs with margins 1 and 0, scaled by 0.5; scores 3 - 1 and 0 - 2: differences 1.5 after the margin, and -2."""
+    rows = [
+        Sample("x/c", (1, 2, 3), (False, True, True), {"margin": 1.0}, "x"),
+        Sample("x/r", (1, 2, 3, 4), (False, True, True, True), {"margin": 1.0}, "x"),
+        Sample("y/c", (1, 5), (False, True), {"margin": 0.0}, "y"),
+        Sample("y/r", (1, 6), (False, True), {"margin": 0.0}, "y"),
+    ]
+    (batch,) = pack(rows, tokens=16)
+    given = {"x/c": 3.0, "x/r": 1.0, "y/c": 0.0, "y/r": 2.0}
+    out = Outputs(score=torch.tensor([given[name] for name in batch.ids]))
+    objective = BradleyTerry(centre=0.0, margin_scale=0.5)
+    loss, w = objective.loss(batch, out), objective.weigh(batch)
+    assert loss.values.tolist() == pytest.approx([math.log1p(math.exp(-1.5)), math.log1p(math.exp(2.0))])
+    assert (w.weight.tolist(), w.count.item()) == ([1.0, 1.0], 2)
+    assert loss.stats["accuracy"].value == 0.5
+    assert loss.stats["score_margin"].value == 0.0
+    unscaled = BradleyTerry(centre=0.0).loss(batch, out).values
+    assert unscaled.tolist() == pytest.approx([math.log1p(math.exp(-2.0)), math.log1p(math.exp(2.0))]), "margins are off by default"
+
+
+def test_a_batch_without_pairs_adds_nothing() -> None:
+    (batch,) = pack([Sample("a", (1, 2), (False, True), {"margin": 0.0})], tokens=8)
+    score = torch.ones(1, requires_grad=True)
+    loss, w = BradleyTerry().loss(batch, Outputs(score=score)), BradleyTerry().weigh(batch)
+    assert (loss.values.shape, w.count.item()) == ((0,), 0)
+    (loss.values * w.weight).sum().backward()
+    assert score.grad is not None
+    assert score.grad.item() == 0.0

@@ -1,0 +1,148 @@
+"""Evaluation: the table follows from the answers, which are on disk; the picker sees rewards and not the gold score."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from xwin.data.rollout import rollout_from_json
+from xwin.errors import RecipeError
+from xwin.recipe.schema import read_recipe
+
+from .small import Done, carry_out, chats, failure, ids, pairs, prompts, read, write
+
+LIMIT = {"constraint": {"family": "word_limit", "words": 3}, "family": "word_limit"}
+GOOD, BAD = "three short words", "more words than the limit says"
+REPORT: dict[str, Any] = {
+    "kind": "evaluate",
+    "prompts": "./prompts.jsonl",
+    "gold": "constraint",
+    "reference": "base",
+    "sampling": {"max_tokens": 40},
+    "contenders": [{"name": "base", "model": "base"}],
+}
+
+
+def table(done: Done) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = json.loads((done.stage("report") / "table.json").read_text())
+    return {(row["model"], row["metric"]): row for row in rows}
+
+
+def test_the_table_by_hand(tmp_path: Path, tiny_folder: Path) -> None:
+    """q0 and q2 pass, q1 and q3 do not, for both rows alike."""
+    write(tmp_path / "prompts.jsonl", prompts(4, LIMIT))
+    answers = {f"q{i}": [ids([GOOD, BAD][(i + k) % 2]) for k in range(2)] for i in range(4)}
+    engine = {"kind": "scripted", "answers": answers}
+    again = [{"name": "base", "model": "base"}, {"name": "again", "model": "base", "before": "base"}]
+    done = carry_out(tmp_path, tiny_folder, {"report": {**REPORT, "engine": engine, "contenders": again}})
+    found = table(done)
+    assert {key[1] for key in found} == {"accuracy", "accuracy/word_limit", "win_rate", "length", "kl"}
+    assert found["base", "accuracy"]["value"] == 0.5
+    assert found["base", "accuracy"]["n"] == 4
+    assert (found["again", "accuracy"]["p"], found["again", "accuracy"]["against"]) == (1.0, "base")
+    assert (found["again", "win_rate"]["value"], found["again", "kl"]["value"]) == (0.5, 0.0)
+    assert found["base", "length"]["value"] == pytest.approx((len(ids(GOOD)) + len(ids(BAD))) / 2 + 1)
+    shown = read(done.stage("report") / "samples.jsonl")
+    assert [(row["prompt"], row["family"], row["answers"]["again"]) for row in shown] == [
+        (f"Say it {i}.", "word_limit", {"text": [GOOD, BAD][i % 2], "passed": i % 2 == 0, "score": None}) for i in range(4)
+    ]
+    assert done.metrics("report") == {"accuracy/base": 0.5, "accuracy/again": 0.5, "win_rate/again": 0.5}
+
+
+def test_one_prompt_gives_a_table_that_is_json(tmp_path: Path, tiny_folder: Path) -> None:
+    """An interval needs two draws: its ends are not known, and nan is not JSON."""
+    write(tmp_path / "prompts.jsonl", prompts(1, LIMIT))
+    done = carry_out(tmp_path, tiny_folder, {"report": {**REPORT, "engine": {"kind": "scripted", "other": ids(GOOD)}}})
+    text = (done.stage("report") / "table.json").read_text()
+    rows = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert next(row for row in rows if row["metric"] == "length") == {"model": "base", "metric": "length", "value": len(ids(GOOD)) + 1.0, "n": 1}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Done:
+    """A reward model that has learned to like the wrong answers picks among two."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write(folder / "prompts.jsonl", prompts(4, LIMIT))
+    write(folder / "pairs.jsonl", pairs(BAD, GOOD, 12))
+    write(folder / "chat.jsonl", chats(["yes"] * 8))
+    stages = {
+        "sft": {"kind": "sft", "init": "base", "data": "./chat.jsonl", "epochs": 2, "optim": {"lr": 1e-3}},
+        "rm": {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "epochs": 6, "optim": {"lr": 3e-3}},
+        "report": {
+            **REPORT,
+            "engine": {"kind": "scripted", "answers": {f"q{i}": [ids([GOOD, BAD][(i + k) % 2]) for k in range(2)] for i in range(4)}},
+            "contenders": [
+                {"name": "base", "model": "base"},
+                {"name": "own", "model": "base", "template": "own"},
+                {"name": "best", "model": "base", "n": 2, "scorer": {"kind": "reward_model", "model": "rm"}, "before": "base"},
+                {"name": "sft", "model": "sft", "before": "base"},
+            ],
+        },
+    }
+    return carry_out(folder, tiny_folder, stages)
+
+
+def test_the_picker_is_the_reward_model_and_not_the_judge(judged: Done) -> None:
+    found = table(judged)
+    assert found["best", "accuracy"]["value"] == 0.0
+    assert found["best", "win_rate"]["value"] == 0.25  # lost twice, tied twice
+    assert found["best", "accuracy"]["p"] == 0.5  # differs on two prompts, both lost: 2 / 2^2
+    for row in read(judged.stage("report") / "samples.jsonl"):
+        assert row["answers"]["best"]["text"] == BAD
+        assert row["answers"]["best"]["score"] > 0
+        assert row["answers"]["base"]["score"] is None
+
+
+def test_a_reward_model_that_is_always_wrong_has_accuracy_0(judged: Done) -> None:
+    found = table(judged)
+    assert found["reward model", "rm_accuracy"]["value"] == 0.0
+    assert found["reward model", "longer_wins"]["value"] == 0.0  # the right answer is the shorter one
+    assert found["reward model", "rm_accuracy"]["note"] == "4 pairs of 4 prompts"
+    assert judged.metrics("report")["rm_accuracy/reward model"] == 0.0
+
+
+def test_kl_is_the_difference_of_log_probs_of_whole_answers(judged: Done) -> None:
+    """By transformers, answer by answer: log pi - log ref, mean over prompts. Where templates differ there is no such number."""
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in (judged.stage("sft") / "final", _base(judged))]
+    sums: list[list[float]] = [[], []]
+    for r in map(rollout_from_json, read(judged.stage("report") / "rollouts-sft.jsonl")):
+        for model, found in zip(models, sums, strict=True):
+            with torch.no_grad():
+                logp = model(torch.tensor([r.prompt + r.completion])).logits[0].log_softmax(-1)
+            found.append(math.fsum(float(logp[len(r.prompt) + i - 1, t]) for i, t in enumerate(r.completion)))
+    expected = sum(a - b for a, b in zip(*sums, strict=True)) / 4
+    assert abs(expected) > 0.01
+    assert table(judged)["sft", "kl"]["value"] == pytest.approx(expected, abs=1e-3)
+    assert ("own", "kl") not in table(judged)
+    assert table(judged)["base", "kl"]["value"] == 0.0
+
+
+def _base(done: Done) -> Path:
+    return Path(read_recipe(done.path.parent / "small.yaml").recipe.models["base"].path)
+
+
+def test_each_row_answers_in_its_own_template(judged: Done) -> None:
+    own, vicuna = (rollout_from_json(read(judged.stage("report") / f"rollouts-{name}.jsonl")[0]).prompt for name in ("own", "base"))
+    assert own[0] == 1  # <|im_start|>
+    assert bytes(t - 3 for t in vicuna[-11:]).decode() == " ASSISTANT:"
+
+
+MISTAKES = [
+    ({"reference": "bas"}, "no row is named 'bas'"),
+    ({"contenders": [{"name": "base", "model": "base", "n": 2}]}, "somebody must pick one of 2 answers"),
+    ({"contenders": [{"name": "base", "model": "base", "before": "base"}]}, "no earlier row is named 'base'"),
+    ({"contenders": [{"name": "base", "model": "base"}] * 2}, "two rows are named 'base'"),
+    ({"contenders": []}, "contenders"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), MISTAKES)
+def test_rows_that_make_no_sense_are_refused(tmp_path: Path, tiny_folder: Path, change: dict[str, Any], what: str) -> None:
+    write(tmp_path / "prompts.jsonl", prompts(1, LIMIT))
+    error = failure(tmp_path, tiny_folder, {"report": {**REPORT, **change}})
+    assert isinstance(error, RecipeError)
+    assert what in str(error)
