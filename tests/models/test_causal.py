@@ -9,14 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from xwin.data.batch import Batch, Outputs, Sample, pack, unpack
 from xwin.data.conversation import Message
 from xwin.data.template import Template
 from xwin.errors import ModelError
 from xwin.models.causal import PackedModel, load, save
-from xwin.models.tuning import Frozen, Full, LoRA
+from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 READS = frozenset({"logp", "entropy", "value"})
@@ -221,15 +229,24 @@ def test_a_saved_model_loads_in_plain_transformers_with_equal_logits(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_saving_what_was_not_trained_writes_the_very_same_weights(family: str, folders: dict[str, Path], tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", [LoRA(), LastLayers(layers=1)], ids=["lora", "last"])
+def test_saving_what_was_not_trained_writes_the_very_same_weights(
+    family: str, tuning: LoRA | LastLayers, folders: dict[str, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
     """Also when the arithmetic is bfloat16: the rounded copies are not what is saved."""
     for dtype in ("float32", "bfloat16"):
-        for i, tuning in enumerate((Frozen(), LoRA())):
-            model = load(folders[family], head="language", tuning=tuning, dtype=dtype)
-            save(model, tiny_folder, tmp_path / f"{dtype}{i}")
-            mine, theirs = plain(tmp_path / f"{dtype}{i}").state_dict(), plain(folders[family]).state_dict()
-            assert mine.keys() == theirs.keys()
-            assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        save(load(folders[family], head="language", tuning=tuning, dtype=dtype), tiny_folder, tmp_path / dtype)
+        mine, theirs = plain(tmp_path / dtype).state_dict(), plain(folders[family]).state_dict()
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_reward_model_of_which_only_the_head_was_trained_keeps_its_exact_body(tiny_folder: Path, tmp_path: Path) -> None:
+    model = load(tiny_folder, head="score", tuning=LastLayers(layers=0), dtype="bfloat16")
+    save(model, tiny_folder, tmp_path / "rm")
+    mine = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").base_model.state_dict()
+    theirs = plain(tiny_folder).base_model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 def test_what_is_trained_is_float32_whatever_the_arithmetic(tiny_folder: Path) -> None:

@@ -49,7 +49,7 @@ class PackedModel(nn.Module):
         super().__init__()
         self.network, self.head, self.dtype = network, head, dtype
         masters = round_frozen(network, dtype)
-        trained = any(p.requires_grad for p in network.parameters())
+        trained = any(p.requires_grad for p in self.parameters())
         self.masters: Mapping[str, Tensor] = masters if trained else {}  # a model that only reads is never published
         self.eval()  # dropout off everywhere: old log-probs, reference and update must be the same function
 
