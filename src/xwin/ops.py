@@ -104,7 +104,7 @@ class _FrozenHead(torch.autograd.Function):
             entropy[rows] = total.squeeze(1) - torch.linalg.vecdot(p, logits)
             if slope is not None:
                 slope[rows] = (weight[tokens[rows]] - p @ weight) / temperature
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(*(() if slope is None else (slope,)))
         ctx.mark_non_differentiable(entropy)  # type: ignore[attr-defined]
         return logp, entropy
 

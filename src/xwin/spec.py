@@ -64,8 +64,8 @@ class Kind(Spec):
         """
         if isinstance(value, cls):
             return value
-        fields = {"kind": value} if isinstance(value, str) else value
-        if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str):
+        fields: dict[str, Any] = {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownArgumentType]
+        if not isinstance(fields.get("kind"), str):
             raise PydanticCustomError("kind_missing", "needs a kind: one of {names}", {"names": ", ".join(names(cls.package))})
         if fields["kind"] not in names(cls.package):
             context = {"kind": fields["kind"], "near": nearest(fields["kind"], names(cls.package))}

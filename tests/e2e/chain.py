@@ -16,7 +16,7 @@ models:
 stages:
   prompts: {kind: prompts, families: [chain_sum], train: 192, validation: 6, test: 8}
   sft: {kind: sft, init: base, data: prompts/worked, validation: ./held.jsonl, eval_every: 3, epochs: 1, optim: {lr: 1.0e-2},
-        tokens_per_step: 1024, checkpoint_every: 0}
+        tokens_per_step: 2048, checkpoint_every: 0}
   taste: {kind: reward_model, init: base, data: ./pairs.jsonl, epochs: 2, optim: {lr: 1.0e-3}, checkpoint_every: 0}
   pairs: {kind: pairs, policy: sft, prompts: prompts/train, scorer: {kind: reward_model, model: taste}, n: 2, sampling: {max_tokens: 8}}
   rm: {kind: reward_model, init: sft, data: pairs, optim: {lr: 1.0e-3}, tokens_per_step: 4096, checkpoint_every: 0}

@@ -118,9 +118,8 @@ class Forks:
 
     def close(self) -> None:
         """Ends the server."""
-        assert self.server.stdin is not None
-        self.server.stdin.close()
-        self.server.wait(10)
+        with self.server:  # closes its pipes and waits: it ends where its orders end
+            pass
 
 
 def serve() -> None:

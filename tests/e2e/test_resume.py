@@ -13,8 +13,10 @@ from xwin.seeds import generator
 from .chain import STAGES, content, difference
 from .forks import Forks
 
-DRAW = generator(20260801, "kills")
-"""Which step of a stage each kill waits for, and which file operations crashes come before."""
+SEED = 20260801
+"""Of which step of a stage each kill waits for, and which file operations crashes come before."""
+
+DRAW = generator(SEED, "kills")
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,9 @@ def test_kills_at_chosen_moments_change_nothing(forks: Forks, recipe: Path, refe
 
 def test_crashes_between_any_two_file_operations_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
     """Each attempt dies before one of its first operations on the run's files, drawn at random; about 800 make a whole run."""
-    run, crashes = recipe.parent / "crashed", 0
+    run, crashes, draw = recipe.parent / "crashed", 0, generator(SEED, "crashes")
     for _ in range(40):
-        attempt = forks.run("run", recipe, "--dir", run, crash_at=int(DRAW.integers(15, 220)))
+        attempt = forks.run("run", recipe, "--dir", run, crash_at=int(draw.integers(15, 220)))
         if attempt.status == 0:
             break
         assert attempt.status == -signal.SIGKILL, attempt.said

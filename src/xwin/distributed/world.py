@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ class World:
         if torch.cuda.is_available():
             return cls(0, 1, torch.device("cuda"))
         torch.use_deterministic_algorithms(mode=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
+        settings: Any = torch.utils.deterministic
+        settings.fill_uninitialized_memory = False  # nothing here reads memory before it is written
         return cls(0, 1, torch.device("cpu"))
 
     def sum(self, x: Tensor) -> Tensor:

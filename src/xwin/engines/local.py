@@ -58,7 +58,7 @@ class LocalEngine:
         self.model, self.stop, self.rows = model, stop, rows
         self.version = 0
         self.context = int(getattr(model.network.config.get_text_config(), "max_position_embeddings", 1 << 30))
-        self.head = model.network.get_output_embeddings()
+        self.head = model.output
         self.written, self.seconds = 0, 0.0
         """Tokens sampled, and the time that took, since the engine was built."""
 

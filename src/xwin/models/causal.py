@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -53,10 +52,22 @@ class PackedModel(nn.Module):
         self.masters: Mapping[str, Tensor] = masters if trained else {}  # a model that only reads is never published
         self.eval()  # dropout off everywhere: old log-probs, reference and update must be the same function
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """The compute type as a context."""
         device_type = next(self.network.parameters()).device.type
         return torch.autocast(device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def output(self) -> nn.Linear:
+        """The output embedding of a language model.
+
+        Raises:
+            ModelError: the network has none, as a reward model's.
+        """
+        head = self.network.get_output_embeddings() if hasattr(self.network, "get_output_embeddings") else None
+        if not isinstance(head, nn.Linear):
+            raise ModelError("this model writes no text: it has no output embedding", fix="point the stage at a language model")
+        return head
 
     def hidden(self, batch: Batch) -> Tensor:
         """[T, d] last hidden state of every token."""
@@ -86,7 +97,7 @@ class PackedModel(nn.Module):
         return Outputs(logp, entropy, value, score)
 
     def _language(self, hidden: Tensor, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
-        head = self.network.get_output_embeddings()
+        head = self.output
         return token_logp(hidden, head.weight, head.bias, batch.tokens[rows], temperature=batch.temperature, chunk=CHUNK)
 
     def _scalar(self, hidden: Tensor) -> Tensor:
@@ -136,7 +147,7 @@ def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel
         return network, None
     width = network.config.get_text_config().hidden_size
     if head == "score" and rewards:
-        return network, ScalarHead.of(network.score.weight, read_reward_stats(folder))
+        return network, ScalarHead.of(network.get_parameter("score.weight"), read_reward_stats(folder))
     return network, ScalarHead.drawn(width, head_seed)
 
 

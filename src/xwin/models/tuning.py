@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from annotated_types import Ge
@@ -53,7 +53,9 @@ class LoRA(Spec):
         unknown = sorted(set(self.targets) - linear)
         if unknown:
             raise ModelError(f"no linear layer is named {', '.join(unknown)}", "tune.targets", f"choose among {', '.join(sorted(linear))}")
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=sorted(self.targets or linear), lora_dropout=0.0, bias="none")
+        names = sorted(self.targets or linear)
+        scale: Any = self.alpha  # peft annotates an int, and only divides it by the rank
+        config = LoraConfig(r=self.rank, lora_alpha=scale, target_modules=names, lora_dropout=0.0, bias="none")
         with warnings.catch_warnings():  # peft warns that tied embeddings are not adapted; they are not meant to be
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, network)
@@ -108,8 +110,8 @@ def merged(network: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tenso
             out[plain] = masters[plain] if plain in masters else parameter.detach().float()
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
-            update = module.get_delta_weight("default").detach().float()
-            out[f"{name}.weight"] = out[f"{name}.weight"] + update
+            delta: Any = module.get_delta_weight  # pyright: ignore[reportAttributeAccessIssue] - every kind of LoRA layer has it
+            out[f"{name}.weight"] = out[f"{name}.weight"] + delta("default").detach().float()
     return out
 
 

@@ -110,7 +110,7 @@ class Context:
         """A scorer."""
         return kind.build(self)
 
-    def loop(self, spec: Training, total: int, *, state: Mapping[str, Any], patience: int | None = None, **learners: Learner) -> Loop:
+    def loop(self, spec: Training, total: int, learners: Mapping[str, Learner], *, state: Mapping[str, Any], patience: int | None = None) -> Loop:
         """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""
         guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
         return Loop(self.name, total, learners, self.directory, self.console, self.stop, guards, spec.checkpoint_every, dict(state), patience)

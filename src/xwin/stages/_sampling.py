@@ -64,6 +64,7 @@ def _finished(path: Path, blocks: Sequence[Sequence[Conversation]], n: int) -> l
     if not path.exists():
         return []
     kept: list[Rollout] = []
+    end = 0
     with path.open("rb+") as file:
         for block in blocks:
             rows = [file.readline() for _ in range(n * len(block))]
@@ -71,7 +72,7 @@ def _finished(path: Path, blocks: Sequence[Sequence[Conversation]], n: int) -> l
                 break
             kept += [rollout_from_json(json.loads(row)) for row in rows]
             end = file.tell()
-        file.truncate(end if kept else 0)
+        file.truncate(end)
     return kept
 
 

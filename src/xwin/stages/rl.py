@@ -158,7 +158,7 @@ class Rl(Training):
         writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer))
         prompts = ctx.conversations(self.prompts)
         held = ctx.conversations(self.validation) if self.validation else []
-        loop = ctx.loop(self, self.steps, state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef)), **team.learners())
+        loop = ctx.loop(self, self.steps, team.learners(), state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef)))
         log = RolloutLog(ctx.directory.rollouts)
         log.rewind(loop.start)
         for step in loop:

@@ -54,7 +54,7 @@ class Sft(Training):
         held = self._held_out(ctx)
         steps = cut(rows, tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"))
         learner = ctx.learner(self.init, head="language", objective=CrossEntropy(), tune=self.tune, optim=self.optim, total=len(steps))
-        loop = ctx.loop(self, len(steps), state={}, patience=self.patience if held else None, policy=learner)
+        loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
             metrics = learner.step(pack(steps[step], tokens=self.tokens_per_batch, share=True))
             validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
