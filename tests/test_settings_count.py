@@ -50,7 +50,14 @@ def test_the_settings_are_those_of_the_list() -> None:
 
 def test_the_list_goes_into_every_setting() -> None:
     now = {line.partition(" = ")[0] for line in every_setting()}
-    assert {"recipe.seed", "models.path", "stages/sft.optim.lr", "stages/rl.tune.lora.rank", "stages/rl.critic.optim.lr", "objectives/ppo.clip"} <= now
+    assert {
+        "recipe.seed",
+        "models.path",
+        "stages/sft.optim.lr",
+        "stages/rl.tune.lora.rank",
+        "stages/rl.critic.optim.lr",
+        "objectives/ppo.clip",
+    } <= now
     assert {"stages/evaluate.contenders.model", "stages/sft.guards.above", "recipe.models.path"} <= now
 
 

@@ -36,7 +36,9 @@ SCRIPTED = {
 def group(*answers: tuple[str, float], cut: Sequence[int] = ()) -> Group:
     """Answers with their scores; those in `cut` hit the length limit."""
     finish = ["length" if i in cut else "stop" for i in range(len(answers))]
-    rollouts = tuple(Rollout("p", i, 0, (5,), (6, 2), (0.0, 0.0), f, Score(value)) for i, ((_, value), f) in enumerate(zip(answers, finish, strict=True)))  # type: ignore[arg-type]
+    rollouts = tuple(
+        Rollout("p", i, 0, (5,), (6, 2), (0.0, 0.0), f, Score(value)) for i, ((_, value), f) in enumerate(zip(answers, finish, strict=True))
+    )  # type: ignore[arg-type]
     return Group(Conversation("p", (Message("user", "?"),)), rollouts, tuple(text for text, _ in answers))
 
 

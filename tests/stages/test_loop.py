@@ -133,6 +133,18 @@ def test_a_signal_writes_a_checkpoint_and_then_stops(bench: Bench) -> None:
     assert bench.loop(bench.learner()).start == 3
 
 
+def test_a_signal_in_the_last_step_lets_the_stage_publish(bench: Bench) -> None:
+    """There is nothing to go on with, and stopping would lose every step since the last checkpoint."""
+    learner = bench.learner()
+    loop = bench.loop(learner)
+    for step in loop:
+        if step == TOTAL - 1:
+            bench.stop.set(15)
+        loop.done(learner.step(batch(step)))
+    assert learner.steps_done == TOTAL
+    assert bench.stop.is_set
+
+
 def test_the_best_parameters_come_back_at_the_end(bench: Bench) -> None:
     learner = bench.learner()
     loop = bench.loop(learner, every=0)

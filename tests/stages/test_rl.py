@@ -32,7 +32,15 @@ PPO = {
     "sampling": {"max_tokens": 6},
 }
 CHAIN = {
-    "sft": {"kind": "sft", "init": "base", "data": "./chat.jsonl", "epochs": 25, "optim": {"lr": 1e-2}, "tokens_per_step": 8192, "tokens_per_batch": 8192},
+    "sft": {
+        "kind": "sft",
+        "init": "base",
+        "data": "./chat.jsonl",
+        "epochs": 25,
+        "optim": {"lr": 1e-2},
+        "tokens_per_step": 8192,
+        "tokens_per_batch": 8192,
+    },
     "rm": {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "epochs": 4, "optim": {"lr": 3e-3}, "tokens_per_batch": 8192},
     "ppo": PPO,
 }
@@ -119,7 +127,9 @@ def test_log_probs_of_the_first_round_are_those_of_the_published_start(learned: 
 
 
 def test_temperature_reaches_both_sides_of_the_ratio(learned: Done, tiny_folder: Path) -> None:
-    again = carry_out(learned.path.parent, tiny_folder, CHAIN, "ppo.sampling={temperature: 0.7, max_tokens: 6}", "ppo.steps=2", "ppo.tune={kind: lora}")
+    again = carry_out(
+        learned.path.parent, tiny_folder, CHAIN, "ppo.sampling={temperature: 0.7, max_tokens: 6}", "ppo.steps=2", "ppo.tune={kind: lora}"
+    )
     assert max(again.curve("ppo", "ratio_gap").values()) < 1e-5
     assert max(again.curve("ppo", "engine_gap").values()) < 1e-5
     assert again.curve("ppo", "kl")[0] == pytest.approx(0.0, abs=1e-6)

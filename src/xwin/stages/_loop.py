@@ -159,8 +159,9 @@ class Loop:
         return self.directory.checkpoints / f"best-{step:06d}.safetensors"
 
     def _save_if_due(self) -> None:
-        due = time.monotonic() - self._saved >= self.every or self.stop.is_set
-        if due and self._step + 1 < self.total:
+        if self._step + 1 == self.total:
+            return  # what is left is to publish: stopping here would lose the steps since the last checkpoint
+        if time.monotonic() - self._saved >= self.every or self.stop.is_set:
             self.save()
         self.stop.obey()
 
