@@ -10,8 +10,14 @@ from .forks import Forks
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    made = Forks(tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("cache"))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are kept, for every process of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Forks]:
+    made = Forks(tmp_path_factory.mktemp("logs"), cache)
     yield made
     made.close()
 

@@ -12,8 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from xwin.data.conversation import conversation_from_json
 from xwin.data.template import VICUNA_SYSTEM, load_template
 from xwin.models.heads import read_reward_stats
+
+from .forks import Forks
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 STAGES = ("prompts", "sft", "pairs", "rm", "best", "sft2", "ppo", "report")
@@ -26,15 +29,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("smoke") / "run"
 
 
-def xwin(*args: str | Path) -> subprocess.CompletedProcess[str]:
+def carry_out(run: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     """The program, as a person starts it; one thread, for matrices this small gain nothing from more."""
-    command = [sys.executable, "-c", "from xwin.cli.main import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=240)
+    command = [sys.executable, "-c", "from xwin.cli.main import main; main()", "run", str(RECIPE), "--dir", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XWIN_CACHE": str(cache)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
 
 
 @pytest.fixture(scope="module")
-def first(run: Path) -> subprocess.CompletedProcess[str]:
-    done = xwin("run", RECIPE, "--dir", run)
+def first(run: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    done = carry_out(run, cache)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -100,8 +104,6 @@ def test_transformers_loads_the_reward_model_and_scores_as_best_did(run: Path) -
     folder = run / "stages" / "rm" / "final"
     model, template, stats = AutoModelForSequenceClassification.from_pretrained(folder), load_template(folder, "vicuna"), read_reward_stats(folder)
     rows = [json.loads(line) for line in (run / "stages" / "best" / "conversations.jsonl").read_text().splitlines()]
-    from xwin.data.conversation import conversation_from_json
-
     for row in rows[:8]:
         tokens = template.render(conversation_from_json(row, "").messages).tokens
         with torch.no_grad():
@@ -110,10 +112,10 @@ def test_transformers_loads_the_reward_model_and_scores_as_best_did(run: Path) -
 
 
 @pytest.mark.usefixtures("first")
-def test_the_facts_as_json_have_the_shape_that_was_promised(run: Path) -> None:
-    done = xwin("report", run, "--json")
-    assert done.returncode == 0, done.stderr
-    facts: dict[str, Any] = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+def test_the_facts_as_json_have_the_shape_that_was_promised(forks: Forks, run: Path) -> None:
+    done = forks.run("report", run, "--json")
+    assert done.status == 0, done.said
+    facts: dict[str, Any] = json.loads(done.said, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert set(facts) == {"recipe", "seed", "stages", "table"}
     assert (facts["recipe"], facts["seed"]) == ("smoke", 0)
     assert tuple(facts["stages"]) == STAGES
@@ -134,9 +136,9 @@ def test_the_facts_as_json_have_the_shape_that_was_promised(run: Path) -> None:
     assert {("sft", "kl"), ("sft2", "kl"), ("ppo", "kl"), ("reward model", "rm_accuracy"), ("reward model", "longer_wins")} <= found.keys()
 
 
-def test_again_skips_everything_in_seconds_and_writes_nothing(run: Path, first: subprocess.CompletedProcess[str]) -> None:
+def test_again_skips_everything_in_seconds_and_writes_nothing(run: Path, cache: Path, first: subprocess.CompletedProcess[str]) -> None:
     before, begun = stamps(run), time.monotonic()
-    again = xwin("run", RECIPE, "--dir", run)
+    again = carry_out(run, cache)
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - begun < 20
     assert tuple(lines(again.stdout, "skipped:")) == STAGES
@@ -153,19 +155,20 @@ def _table(said: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("first")
-def test_one_changed_setting_of_ppo_runs_ppo_and_what_needs_it(run: Path) -> None:
+def test_one_changed_setting_of_ppo_runs_ppo_and_what_needs_it(forks: Forks, run: Path) -> None:
     before = stamps(run)
+    command = (RECIPE, "--dir", run)
     change = ("--set", "ppo.objective.clip=0.1")
-    plan = xwin("plan", RECIPE, "--dir", run, "--json", *change)
-    rows = {row["stage"]: row for row in json.loads(plan.stdout)["stages"]}
+    plan = forks.run("plan", *command, "--json", *change)
+    rows = {row["stage"]: row for row in json.loads(plan.said)["stages"]}
     assert {name for name, row in rows.items() if row["status"] == "run"} == {"ppo", "report"}
     assert "objective.clip was 0.2, is 0.1" in rows["ppo"]["why"]
-    done = xwin("run", RECIPE, "--dir", run, *change)
-    assert done.returncode == 0, done.stderr
-    assert lines(done.stdout, "done in") == ["ppo", "report"]
+    done = forks.run("run", *command, *change)
+    assert done.status == 0, done.said
+    assert lines(done.said, "done in") == ["ppo", "report"]
     kept = [path for path in before if path.relative_to(run / "stages").parts[0] not in {"ppo", "report"}]
     after = stamps(run)
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
-    back = xwin("run", RECIPE, "--dir", run)
-    assert lines(back.stdout, "done in") == []  # what was superseded comes back
-    assert {path: stamps(run)[path][1] for path in before} == {path: stamp[1] for path, stamp in before.items()}
+    back = forks.run("run", *command)
+    assert lines(back.said, "done in") == []  # what was superseded comes back
+    assert {path: stamp for path, stamp in stamps(run).items() if path in before} == before
