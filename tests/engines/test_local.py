@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def model(tiny_folder: Path) -> LocalEngine:
 
 
 def test_greedy_answers_are_those_of_transformers(tiny_folder: Path, model: LocalEngine) -> None:
-    theirs = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
     asked = prompts(24)
     ours = written(list(model.generate(asked, Sampling(temperature=0, max_tokens=12), seed=0)))
     for prompt in asked:

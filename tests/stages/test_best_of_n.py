@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from xwin.data.conversation import Conversation, Message, conversation_from_json
-from xwin.data.rollout import Group, Rollout, Score, rollout_from_json
+from xwin.data.rollout import Finish, Group, Rollout, Score, rollout_from_json
 from xwin.data.template import load_template
 from xwin.stages.best_of_n import chosen
 
@@ -35,10 +35,9 @@ SCRIPTED = {
 
 def group(*answers: tuple[str, float], cut: Sequence[int] = ()) -> Group:
     """Answers with their scores; those in `cut` hit the length limit."""
-    finish = ["length" if i in cut else "stop" for i in range(len(answers))]
-    rollouts = tuple(
-        Rollout("p", i, 0, (5,), (6, 2), (0.0, 0.0), f, Score(value)) for i, ((_, value), f) in enumerate(zip(answers, finish, strict=True))
-    )  # type: ignore[arg-type]
+    finish: list[Finish] = ["length" if i in cut else "stop" for i in range(len(answers))]
+    scores = [Score(value) for _, value in answers]
+    rollouts = tuple(Rollout("p", i, 0, (5,), (6, 2), (0.0, 0.0), f, s) for i, (f, s) in enumerate(zip(finish, scores, strict=True)))
     return Group(Conversation("p", (Message("user", "?"),)), rollouts, tuple(text for text, _ in answers))
 
 

@@ -209,14 +209,14 @@ def test_patience_ends_the_loop_and_a_resume_does_not_go_on(bench: Bench) -> Non
 
 def test_a_guard_that_stops_names_stage_and_step(bench: Bench) -> None:
     learner = bench.learner()
-    loop = bench.loop(learner, guards=(Guard(metric="loss", above=0.1, **{"for": 2}),))
+    loop = bench.loop(learner, guards=(Guard.model_validate({"metric": "loss", "above": 0.1, "for": 2}),))
     with pytest.raises(TrainingStopped, match=r"stages\.sft, step 1: loss is .* nats, above its guard of 0\.1 nats"):
         train(learner, loop)
     assert [(a.step, a.metric, a.action) for a in AlarmLog(bench.folder / "alarms.jsonl").read()] == [(1, "loss", "stop")]
 
 
 def test_a_guard_that_warns_goes_on_and_its_count_survives_a_kill(bench: Bench) -> None:
-    guard = Guard(metric="loss", above=0.1, do="warn", **{"for": 3})
+    guard = Guard.model_validate({"metric": "loss", "above": 0.1, "for": 3, "do": "warn"})
     first = bench.learner()
     train(first, bench.loop(first, every=0, guards=(guard,)), until=2)
     assert AlarmLog(bench.folder / "alarms.jsonl").read() == []

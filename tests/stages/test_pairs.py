@@ -1,5 +1,6 @@
 """Preferences from a policy's own samples: never between equal scores or equal texts, and no answer in two pairs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_answers_that_all_score_alike_are_an_error(tmp_path: Path, tiny_folder: 
     error = failure(tmp_path, tiny_folder, {"pairs": {**PAIRS, "engine": {"kind": "scripted", "other": ids("no comma is here")}}})
     assert error.exit_code == 2
     assert "no prompt has answers of different scores" in str(error)
+
+
+def test_a_cut_answer_is_in_no_pair() -> None:
+    """Rendered for training it would get an end that was never written."""
+    given = group([("a", 1.0), ("b", 0.0), ("c", 0.5)])
+    cut = replace(given, rollouts=tuple(replace(r, finish="length") if r.sample == 1 else r for r in given.rollouts))
+    assert [(p.chosen.text, p.rejected.text) for p in paired(given, most=3, gap=0.0, seed=0)] == [("a", "b")]
+    assert [(p.chosen.text, p.rejected.text) for p in paired(cut, most=3, gap=0.0, seed=0)] == [("a", "c")]

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from xwin.credit.base import to_sample
+from xwin.data.batch import unpack
 from xwin.data.conversation import Conversation, Message
 from xwin.data.rollout import Group, Rollout, rollout_from_json
 from xwin.errors import RecipeError
@@ -185,10 +186,8 @@ def test_columns_are_one_number_per_completion_token_in_order_of_groups(make_lea
     rows = zip(found["old_logp"], found["ref_logp"], strict=True)
     for group in groups:
         for r in group.rollouts:
-            with torch.no_grad():
-                logits = policy.model.network.get_output_embeddings()(policy.model.hidden(packing.batches([to_sample(r, {})])[0]))
-            logp = logits.log_softmax(-1)
-            mine = [float(logp[len(r.prompt) + i - 1, t]) for i, t in enumerate(r.completion)]
+            (batch,) = packing.batches([to_sample(r, {})])
+            mine = unpack(batch, policy.forward([batch], frozenset({"logp"}))[0].get("logp"))[f"{r.prompt_id}/{r.sample}"][len(r.prompt) :]
             old, ref = next(rows)
             assert old == pytest.approx(mine, abs=1e-5)
             assert ref == pytest.approx(mine, abs=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from xwin.models.hub import fetch
 from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
 from xwin.recipe.schema import Read, read_recipe
 from xwin.run.directory import RunDirectory, StageRecord
-from xwin.run.facts import facts, final_table
+from xwin.run.facts import final_table, read_run
 from xwin.run.manifest import command, git_state, hardware, versions
 from xwin.run.report import write_report
 from xwin.run.signals import StopFlag, stop_on_signals
@@ -48,11 +48,18 @@ def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Cons
         console.table(*plan_table(plan))
         _Execution(plan, console, stop).all()
         report = write_report(run.path)
-    table = final_table(facts(run.path)["table"])
-    if len(table) > 1:
-        console.table("", table[0], table[1:])
+    _show_results(run, console)
     console.message(f"report: {report}")
     return run
+
+
+def _show_results(run: RunDirectory, console: Console) -> None:
+    """The final table, and accuracy by family: cells are the value with its 95 % interval."""
+    rows = [asdict(cell) for cell in read_run(run.path).table]
+    families = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("accuracy/")))
+    for title, table in (("results (95 % intervals)", final_table(rows)), ("accuracy by family", final_table(rows, families) if families else [])):
+        if len(table) > 1:
+            console.table(title, table[0], table[1:])
 
 
 @dataclass(frozen=True)
