@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xwin.models.hub import fetch
 from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
 from xwin.recipe.schema import Read, read_recipe
+from xwin.run import memory
 from xwin.run.directory import RunDirectory, StageRecord
 from xwin.run.facts import final_table, read_run
 from xwin.run.manifest import command, git_state, hardware, versions
@@ -84,6 +85,7 @@ class _Execution:
                 self.console.skipped(stage.name, stage.reason)
             else:
                 self.one(stage, {ref: replace(found, path=models.get(ref, found.path)) for ref, found in stage_inputs.items()})
+                memory.release()
             done[stage.name] = stage
             self.plan.run.gather_events(self.plan.order)
 

@@ -111,7 +111,7 @@ CATALOGUE: Mapping[str, Unit] = {
     "tokens_per_second": Unit("tokens/s", "tokens trained a second"),
     "written_per_second": Unit("tokens/s", "tokens sampled a second"),
     "seconds": Unit("s", "wall time of this step"),
-    "memory": Unit("GiB", "peak resident memory of the process"),
+    "memory": Unit("GiB", "most resident memory of the process so far"),
     "reward": Unit("reward", "mean score of the rollouts, before the KL price"),
     "kl": Unit("nats", "KL to the reference per answer: sum over its tokens of the k1 estimator log pi - log ref"),
     "kl_k3": Unit("nats", "KL to the reference per token, k3 estimator"),

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +16,7 @@ from xwin.errors import CheckpointError
 from xwin.learning import checkpoint
 from xwin.learning.learner import Learner
 from xwin.models.weights import write_weights
+from xwin.run import memory
 from xwin.run.console import Console, Progress
 from xwin.run.directory import StageDirectory
 from xwin.run.events import Measure
@@ -121,7 +121,7 @@ class Loop:
         tokens = int(values.get("tokens", 0))
         if tokens:
             values["tokens_per_second"] = tokens / max(seconds, 1e-9)
-        values |= {"seconds": seconds, "memory": psutil.Process().memory_info().rss / 2**30}
+        values |= {"seconds": seconds, "memory": memory.peak()}
         self._events.append(self._step, values)
         self.last |= values
         alarms = self._watch.feed(self._step, values)

@@ -1,0 +1,25 @@
+"""Memory of this process: the most it has held, and giving back what it no longer uses."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+
+
+def peak() -> float:
+    """The most resident memory this process has held so far, GiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**30 if sys.platform == "darwin" else most / 2**20  # macOS counts bytes, Linux KiB
+
+
+def release() -> None:
+    """Returns free memory to the system. Without it the C library keeps what a stage has freed, and the next stage adds to that:
+    a chain of stages then needs gigabytes more than the largest of them (8.5 GiB instead of 6 on two CPU threads with glibc 2.36).
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "malloc_trim"):  # glibc has it, musl has not
+            library.malloc_trim(0)
