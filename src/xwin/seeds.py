@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def derive(root: int, *path: str | int) -> int:
@@ -32,9 +33,14 @@ def generator(root: int, *path: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(derive(root, *path)))
 
 
+def order(n: int, root: int, *path: str | int) -> NDArray[np.int64]:
+    """[n] a permutation of range(n) that is a function of the path alone; 8 bytes a number, for many."""
+    return generator(root, *path).permutation(n)
+
+
 def permutation(n: int, root: int, *path: str | int) -> list[int]:
-    """A permutation of range(n) that is a function of the path alone."""
-    return [int(i) for i in generator(root, *path).permutation(n)]
+    """`order` as plain numbers."""
+    return order(n, root, *path).tolist()
 
 
 def uniforms(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:

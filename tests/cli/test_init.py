@@ -48,6 +48,12 @@ def test_preferences_become_a_recipe_for_a_reward_model(monkeypatch: pytest.Monk
     assert read_recipe(Path("recipe.yaml")).recipe.stages["rm"].kind == "reward_model"
 
 
+def test_published_formats_are_known(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(monkeypatch, [{"instruction": "Say hi.", "input": "", "output": "Hi."}] * 3) == 0
+    assert "3 rows of my data.jsonl (alpaca: " in capsys.readouterr().out
+    assert read_recipe(Path("recipe.yaml")).recipe.stages["sft"].kind == "sft"
+
+
 def test_more_rows_are_seen_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     assert init(monkeypatch, [CHAT] * 1000) == 0
     assert read_recipe(Path("recipe.yaml")).recipe.settings()["stages"]["sft"]["epochs"] == 2
@@ -61,12 +67,12 @@ def test_paths_are_relative_to_the_recipe(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([CHAT, {"messages": []}], "my data.jsonl:2: has no messages"),
-        ([PAIR, PAIR | {"rejected": "4"}], "my data.jsonl:2: chosen and rejected are the same text"),
-        ([{"instruction": "a", "output": "b"}], "has the keys instruction, output: not known"),
+        ([CHAT, {"messages": []}], "my data.jsonl:2"),
+        ([PAIR, PAIR | {"rejected": "4"}], "chosen and rejected are identical"),
+        ([{"left": "a", "right": "b"}], "left"),
         ([{"prompt": "only a question"}], "has no answer to learn from"),
-        ([], "holds no rows"),
-        ([3], "holds no rows of a known form"),
+        ([], "is empty"),
+        ([3], "my data.jsonl"),
     ],
 )
 def test_wrong_rows_are_named_and_nothing_is_written(

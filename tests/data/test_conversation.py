@@ -106,6 +106,8 @@ def test_ids_of_a_file_are_made_unique(ids: list[str]) -> None:
         (row("user", "user"), "do not alternate: user, user"),
         (row("system"), "do not alternate: system"),
         (row("user", "system"), "do not alternate"),
+        (row("user", "tool"), "do not alternate: user, tool"),
+        (row("user", "assistant", "tool", "user"), "do not alternate"),
         (row("user", "assistant", "assistant"), "do not alternate"),
         ({"messages": [{"role": "human", "content": "x"}]}, "a role"),
         ({"messages": [{"role": "user", "content": 3}]}, "a content that is text"),
@@ -132,6 +134,8 @@ def test_a_bad_conversation_is_refused_by_file_and_row(bad: Any, message: str, t
         ({"chosen": None}, "role"),
         ({"chosen": {"role": "user", "content": "x"}}, "must be the assistant's, not the user's"),
         ({"margin": "wide"}, "margin"),
+        ({"margin": 10**400}, "margin"),
+        ({"margin": float("nan")}, "margin"),
         ({"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "must end with the user's turn"),
         ({"meta": [1]}, "meta"),
     ],
@@ -142,6 +146,17 @@ def test_a_bad_preference_is_refused_by_file_and_row(change: dict, message: str,
     with pytest.raises(DataError, match=message) as caught:
         read_preferences(path)
     assert caught.value.where.startswith(f"{path}:1")
+
+
+def test_the_assistant_goes_on_after_the_tools_it_called() -> None:
+    roles = ("system", "user", "assistant", "tool", "tool", "assistant", "tool", "assistant", "user", "assistant")
+    assert tuple(m.role for m in conversation_from_json(row(*roles), "f:1").messages) == roles
+    assert conversation_from_json(row(*roles[:4]), "f:1").messages[-1].role == "tool"
+
+
+def test_answers_may_differ_in_their_tool_calls_alone() -> None:
+    sides = {side: {"role": "assistant", "content": "", "tool_calls": [side]} for side in ("chosen", "rejected")}
+    assert preference_from_json({"prompt": "x", **sides}, "f:1").chosen.tool_calls == ("chosen",)
 
 
 def test_a_preference_needs_its_three_keys() -> None:

@@ -1,78 +1,36 @@
-"""Templates: the published Vicuna string, and the four laws over every template and several kinds of tokenizer."""
+"""Templates: the published strings, what is trained, what is exported, what is refused. The laws are in test_template_laws.py."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from data.template_laws import MARKERS
+from data.template_tokenizers import CHATML, FORMS, SPECIALS, byte_level, legacy, write_tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from xwin.data._rules import Prefix
 from xwin.data.conversation import Conversation, Message
-from xwin.data.template import VICUNA_SYSTEM, Own, Template, Vicuna, export_vicuna, load_template, samples
+from xwin.data.template import NAMES, Own, Rendered, Tabular, Template, answers, describe, export_template, load_template, samples
 from xwin.errors import DataError, ModelError
 
 ASK, ANSWER = Message("user", "Hi!"), Message("assistant", "Hello.")
 CHAT = (ASK, ANSWER, Message("user", "Who are you?"))
-CORPUS = [f"{VICUNA_SYSTEM} USER: Hi! ASSISTANT: Hello.</s>USER: Who are you? ASSISTANT:", "a  b\n\n c USER ASSISTANT", "user assistant system"] * 3
-CHATML = (
-    "{% for message in messages %}{{ bos_token if loop.first }}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-
-def byte_level(tokenizer: Tokenizer) -> None:
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-
-
-def metaspace(tokenizer: Tokenizer) -> None:
-    """As transformers 5 writes Llama 2's: a space before the first word of a text, and before no other piece."""
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-
-
-def legacy(tokenizer: Tokenizer) -> None:
-    """As the files of Llama 2 have it: a space before every text between special tokens."""
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-
-
-def write_tokenizer(folder: Path, form: Callable[[Tokenizer], None], **more: Any) -> Path:
-    """A trained BPE tokenizer of a kind that models have, with merges across words' beginnings, `<s>` first and `</s>` as the end."""
-    specials = ["<unk>", "<s>", "</s>", "<|im_start|>"]
-    fallback = form is not byte_level
-    tokenizer = Tokenizer(models.BPE(byte_fallback=fallback, unk_token="<unk>" if fallback else None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace() if fallback else pre_tokenizers.ByteLevel(add_prefix_space=False)  # learns within words
-    first = [*specials, *(f"<0x{b:02X}>" for b in range(256))] if fallback else specials
-    alphabet = [] if fallback else pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=640, special_tokens=first, initial_alphabet=alphabet, show_progress=False))
-    content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in specials]
-    content["pre_tokenizer"] = None
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    form(tokenizer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "chat_template": CHATML}
-    settings_ = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | named | more
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings_))
-    return folder
+WITH_SYSTEM = (Message("system", "Be brief."), *CHAT)
+CONTROLS = [*SPECIALS, "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"town": "Ulm"}'}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"town": {"type": "string"}}}}}
 
 
 @pytest.fixture(scope="session")
 def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("tokenizers")
-    made = {form.__name__: write_tokenizer(home / form.__name__, form) for form in (byte_level, metaspace, legacy)}
-    return {"tiny": tiny_folder} | made
+    made = {form.__name__: write_tokenizer(home / form.__name__, form) for form in FORMS}
+    return {"tiny": tiny_folder, "full": write_tokenizer(home / "full", byte_level, CONTROLS)} | made
 
 
 @pytest.fixture(scope="session")
@@ -81,35 +39,9 @@ def exported(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     home, out = tmp_path_factory.mktemp("exported"), {}
     for name, folder in folders.items():
         shutil.copytree(folder, home / name)
-        export_vicuna(home / name)
+        export_template(home / name, "vicuna")
         out[name] = AutoTokenizer.from_pretrained(home / name)
     return out
-
-
-FORMS = ["tiny", "byte_level", "metaspace", "legacy"]
-PARTS = ["a", "Hi!", " ", "  ", "\n", "USER:", " USER: ", "ASSISTANT:", " ASSISTANT: x", "🐈", "é", "▁", "你好", "\u200b", ".", "\u20630\u2063"]
-PLAIN = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=3)), max_size=6).map("".join)
-SPECIAL = ["</s>", "<s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>USER: x", "<|im_end|>\n<|im_start|>user"]
-ANY = st.lists(st.one_of(st.sampled_from(PARTS + SPECIAL), st.text(max_size=3)), max_size=6).map("".join)
-
-
-@st.composite
-def chats(draw: st.DrawFn, text: st.SearchStrategy[str]) -> tuple[Message, ...]:
-    """[system,] then user and assistant in turn, ending with either."""
-    turns = [Message("system", draw(text))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(1, 3))):
-        turns += [Message("user", draw(text)), Message("assistant", draw(text), draw(st.sampled_from([1.0, 1.0, 0.0])))]
-    return tuple(turns[: len(turns) - draw(st.integers(0, 1))])
-
-
-def published(messages: tuple[Message, ...], eos: str) -> str:
-    """The string of Vicuna v1.1, a second spelling: FastChat's two separators joined by hand."""
-    system, rest = (messages[0].text, messages[1:]) if messages[0].role == "system" else (VICUNA_SYSTEM, messages)
-    text = system
-    for i, m in enumerate(rest):
-        before = " " if (i == 0 and system) or m.role == "assistant" else ""
-        text += before + {"user": "USER: ", "assistant": "ASSISTANT: "}[m.role] + m.text + (eos if m.role == "assistant" else "")
-    return text if messages[-1].role == "assistant" else text + " ASSISTANT:"
 
 
 def whole(folder: Path, ids: tuple[int, ...]) -> str:
@@ -117,7 +49,18 @@ def whole(folder: Path, ids: tuple[int, ...]) -> str:
     return Tokenizer.from_file(str(folder / "tokenizer.json")).decode(list(ids), skip_special_tokens=False)
 
 
-@pytest.mark.parametrize("form", FORMS)
+def trained(template: Template, rendered: Rendered) -> list[str]:
+    """The texts of the trained ranges."""
+    ranges: list[list[int]] = []
+    for i, learn in enumerate(rendered.mask):
+        if learn and not rendered.mask[i - 1]:
+            ranges.append([])
+        if learn:
+            ranges[-1].append(rendered.tokens[i])
+    return [template.decode(each) for each in ranges]
+
+
+@pytest.mark.parametrize("form", ["tiny", *(form.__name__ for form in FORMS)])
 def test_vicuna_is_the_published_string(form: str, folders: dict[str, Path]) -> None:
     template = load_template(folders[form], "vicuna")
     eos = "<|im_end|>" if form == "tiny" else "</s>"
@@ -129,106 +72,100 @@ def test_vicuna_is_the_published_string(form: str, folders: dict[str, Path]) -> 
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=60, deadline=None)
-@given(messages=chats(PLAIN))
-def test_vicuna_decodes_to_the_published_string_whatever_is_said(form: str, messages: tuple[Message, ...], folders: dict[str, Path]) -> None:
-    if form in {"metaspace", "legacy"}:  # they have no letter for "▁" but the space's
-        messages = tuple(Message(m.role, m.text.replace("▁", "_")) for m in messages)
-    template = load_template(folders[form], "vicuna")
-    ids = template.render(messages).tokens if messages[-1].role == "assistant" else template.prompt(messages)
-    eos, bos = ("<|im_end|>", "") if form == "tiny" else ("</s>", "<s>")
-    assert whole(folders[form], ids) == bos + published(messages, eos)
+PUBLISHED = {
+    "vicuna": "<s>Be brief. USER: Hi! ASSISTANT: Hello.</s>USER: Who are you? ASSISTANT:",
+    "chatml": (
+        "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi! [/INST] Hello. </s><s>[INST] Who are you? [/INST]",
+    "llama3": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWho are you?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "mistral": "<s> [INST] Be brief.\n\nHi! [/INST] Hello.</s> [INST] Who are you? [/INST]",
+    "zephyr": "<s><|system|>\nBe brief.</s>\n<|user|>\nHi!</s>\n<|assistant|>\nHello.</s>\n<|user|>\nWho are you?</s>\n<|assistant|>\n",
+}
+ENDS = {"vicuna": " Hello.</s>", "chatml": "Hello.<|im_end|>", "llama2": " Hello. </s>", "llama3": "Hello.<|eot_id|>"}
+ENDS |= {"mistral": " Hello.</s>", "zephyr": "Hello.</s>"}
 
 
-@pytest.mark.parametrize("form", ["tiny", "byte_level", "metaspace"])
-@settings(max_examples=60, deadline=None)
-@given(messages=chats(PLAIN))
-def test_law_1_a_vicuna_prompt_is_what_the_exported_tokenizer_gives(
-    form: str, messages: tuple[Message, ...], folders: dict[str, Path], exported: dict
-) -> None:
-    rows = [{"role": m.role, "content": m.text} for m in messages]
-    template, generate = load_template(folders[form], "vicuna"), messages[-1].role == "user"
-    ids = template.prompt(messages) if generate else template.render(messages).tokens
-    text = exported[form].apply_chat_template(rows, tokenize=False, add_generation_prompt=generate)
-    assert text == ("" if form == "tiny" else "<s>") + published(messages, "<|im_end|>" if form == "tiny" else "</s>")
-    if form != "metaspace" or not any(m.text.endswith((" ", "▁")) for m in messages):  # there a space joins the one of the next piece
-        assert exported[form].apply_chat_template(rows, add_generation_prompt=generate, return_dict=False) == list(ids)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_table_is_the_published_string(name: str, folders: dict[str, Path]) -> None:
+    template = load_template(folders["full"], name)
+    assert template.decode(template.prompt(WITH_SYSTEM)) == PUBLISHED[name]
+    assert trained(template, template.render((*WITH_SYSTEM[:-1],))) == [ENDS[name]]
 
 
-@pytest.mark.parametrize("form", ["tiny", "byte_level"])
-@settings(max_examples=60, deadline=None)
-@given(messages=chats(PLAIN))
-def test_law_1_the_own_prompt_is_what_the_tokenizer_gives(form: str, messages: tuple[Message, ...], folders: dict[str, Path]) -> None:
-    rows = [{"role": m.role, "content": m.text} for m in messages]
-    template, generate = load_template(folders[form], "own"), messages[-1].role == "user"
-    ids = template.prompt(messages) if generate else template.render(messages).tokens
-    tokenizer = AutoTokenizer.from_pretrained(folders[form])
-    assert tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=generate) == whole(folders[form], ids)
-    assert form == "byte_level" or tokenizer.apply_chat_template(rows, add_generation_prompt=generate, return_dict=False) == list(ids)
+def test_mistrals_control_tokens_make_the_third_version(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "t", byte_level, [*SPECIALS, "[INST]", "[/INST]"])
+    template = load_template(folder, "mistral")
+    text = "<s>[INST] Hi![/INST] Hello.</s>[INST] Be brief.\n\nWho are you?[/INST]"
+    assert template.decode(template.prompt(WITH_SYSTEM)) == text, "the system text goes into the last user turn"
+    assert not template.extends
+    assert load_template(write_tokenizer(tmp_path / "plain", byte_level), "mistral").extends
 
 
-EVERY = [(form, name) for form in FORMS for name in ("vicuna", "own")]
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_tokenizer_without_the_end_token_ends_with_its_own(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    template = load_template(tiny_folder, name)
+    own_end = "<|im_end|>"
+    (answer,) = trained(template, template.render((ASK, ANSWER)))
+    assert answer.endswith(own_end)
+    assert answer.count(own_end) == 1
+    folder = tmp_path / "t"
+    shutil.copytree(tiny_folder, folder)
+    export_template(folder, name)
+    assert own_end in json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
 
 
-@pytest.mark.parametrize(("form", "name"), EVERY)
-@settings(max_examples=60, deadline=None)
-@given(messages=chats(ANY))
-def test_laws_2_and_4_a_conversation_begins_with_its_prompts(form: str, name: str, messages: tuple[Message, ...], folders: dict[str, Path]) -> None:
-    template = load_template(folders[form], name)
-    tokens = template.render(messages).tokens
-    assert len(tokens) == len(template.render(messages).mask)
-    for i, message in enumerate(messages):
-        if message.role == "assistant" and (template.extends or i == len(messages) - 1):
-            prompt = template.prompt(messages[:i])
-            assert tokens[: len(prompt)] == prompt
-        if message.role == "user" and template.extends:
-            shorter = template.render(messages[: i + 1]).tokens
-            assert tokens[: len(shorter)] == shorter
+def test_the_end_token_of_a_template_becomes_the_end_token_of_the_exported_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    shutil.copytree(folders["full"], folder)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 2, "bos_token_id": 1}))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
+    export_template(folder, "llama3")
+    template = load_template(folder, "llama3")
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|eot_id|>"
+    assert json.loads((folder / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": template.stop[0]}
+    assert json.loads((folder / "special_tokens_map.json").read_text()) == {"eos_token": "<|eot_id|>"}
 
 
-@pytest.mark.parametrize(("form", "name"), EVERY)
-@settings(max_examples=60, deadline=None)
-@given(messages=chats(ANY))
-def test_law_3_what_is_trained_last_is_the_last_answer(form: str, name: str, messages: tuple[Message, ...], folders: dict[str, Path]) -> None:
-    if form in {"metaspace", "legacy"}:
-        messages = tuple(Message(m.role, m.text.replace("▁", "_"), m.weight) for m in messages)
-    template = load_template(folders[form], name)
-    answer = Message("assistant", messages[-1].text)
-    before = messages[:-1] if messages[-1].role == "assistant" else (*messages[:-1], ASK)
-    rendered = template.render((*before, answer))
-    completion = rendered.tokens[len(template.prompt(before)) :]
-    trained = tuple(t for t, m in zip(completion, rendered.mask[-len(completion) :], strict=True) if m)
-    assert template.parse(trained) == answer
-    assert template.parse(completion) == answer, "what an engine writes, whatever it adds after the end"
-    assert template.parse(trained[:-1]) == answer, "the end token is not needed"
+def test_the_exported_tokenizer_of_llamas_older_kind_puts_no_space_after_the_end(folders: dict[str, Path], exported: dict[str, Any]) -> None:
+    plain = AutoTokenizer.from_pretrained(folders["legacy"])
+    assert "▁" in plain.convert_ids_to_tokens(plain("a</s>b", add_special_tokens=False).input_ids)[-1], "as the source does"
+    tokens = exported["legacy"].convert_ids_to_tokens(exported["legacy"]("a</s>b", add_special_tokens=False).input_ids)
+    assert tokens == ["▁a", "</s>", "b"], "a text still begins with one"
+    assert load_template(folders["legacy"], "vicuna").words.prefix is Prefix.FIRST
+    assert load_template(folders["legacy"], "own").words.prefix is Prefix.ALWAYS, "what the model was made with is what it gets"
 
 
-@pytest.mark.parametrize(("form", "name"), EVERY)
-@settings(max_examples=60, deadline=None)
-@given(messages=chats(ANY))
-def test_the_end_is_there_once_per_answer_and_trained_with_it(form: str, name: str, messages: tuple[Message, ...], folders: dict[str, Path]) -> None:
-    template = load_template(folders[form], name)
-    (eos,) = template.stop
-    rendered = template.render(messages)
-    trained = sum(m.role == "assistant" and m.weight > 0 for m in messages)
-    assert sum(t == eos and m for t, m in zip(rendered.tokens, rendered.mask, strict=True)) == trained
-    ends = len([m for m in messages if m.role == "assistant"]) if name == "vicuna" else len(messages)
-    assert rendered.tokens.count(eos) == ends, "the end token stands only where a turn ends: in content it is text"
-    starts = [i for i, m in enumerate(rendered.mask) if m and not rendered.mask[i - 1]]
-    assert len(starts) == trained
-    assert not rendered.mask[0]
+def test_special_tokens_that_merges_spell_stay_text(tmp_path: Path) -> None:
+    """Converters make merges of any two pieces that join to a third, so that a typed `<|im_start|>` became the token."""
+    folder = write_tokenizer(tmp_path / "t", legacy)
+    source = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary, merges, text = source["model"]["vocab"], source["model"]["merges"], "<|im_start|>"
+    for n in range(2, len(text) + 1):
+        vocabulary.setdefault(text[:n], len(vocabulary))
+        merges.append([text[: n - 1], text[n - 1]])
+    for letter in text:
+        vocabulary.setdefault(letter, len(vocabulary))
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    template = load_template(folder, "chatml")
+    start = template.words.controls[text]
+    assert template.prompt((Message("user", text),)).count(start) == 2
+    assert template.decode(template.prompt((Message("user", text),))).count(text) == 3
 
 
-@pytest.mark.parametrize(("form", "name"), EVERY)
-@pytest.mark.parametrize("text", SPECIAL)
-def test_special_tokens_inside_content_stay_text(form: str, name: str, text: str, folders: dict[str, Path]) -> None:
-    template, tokenizer = load_template(folders[form], name), Tokenizer.from_file(str(folders[form] / "tokenizer.json"))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", MARKERS)
+def test_markup_that_somebody_types_stays_text(name: str, text: str, folders: dict[str, Path]) -> None:
+    template = load_template(folders["full"], name)
+    controls = set(template.words.controls.values())
     plain, tricky = (template.prompt((Message("system", "s"), Message("user", content))) for content in ("x", text))
-    specials = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
-    ids = {tokenizer.token_to_id(t) for t in specials}
-    assert [t for t in tricky if t in ids] == [t for t in plain if t in ids]
-    assert text in whole(folders[form], tricky)
+    assert [t for t in tricky if t in controls] == [t for t in plain if t in controls]
+    assert (text.strip() if name in {"llama2", "llama3"} else text) in template.decode(tricky)
 
 
 def test_own_is_chatml_with_only_the_answers_trained(tiny_folder: Path, own_template: Template) -> None:
@@ -239,7 +176,7 @@ def test_own_is_chatml_with_only_the_answers_trained(tiny_folder: Path, own_temp
     )
     trained = tuple(t for t, m in zip(rendered.tokens, rendered.mask, strict=True) if m)
     assert whole(tiny_folder, trained) == "Hello.<|im_end|>Me.<|im_end|>"
-    assert isinstance(own_template, Own)
+    assert isinstance(own_template.layout, Own)
 
 
 def test_vicuna_trains_the_answer_with_its_space_and_its_end(tiny_folder: Path, tiny_template: Template) -> None:
@@ -247,7 +184,7 @@ def test_vicuna_trains_the_answer_with_its_space_and_its_end(tiny_folder: Path, 
     trained = tuple(t for t, m in zip(rendered.tokens, rendered.mask, strict=True) if m)
     assert whole(tiny_folder, trained) == " Hello.<|im_end|>"
     assert rendered.tokens[-1] == tiny_template.stop[0]
-    assert isinstance(tiny_template, Vicuna)
+    assert isinstance(tiny_template.layout, Tabular)
 
 
 def test_a_system_message_takes_the_place_of_the_default(tiny_folder: Path, tiny_template: Template, exported: dict) -> None:
@@ -265,52 +202,109 @@ def test_a_role_without_a_place_is_refused_by_vicuna_and_by_its_export(tiny_temp
         tiny_template.render((ASK, ANSWER, Message("tool", "x")))
     with pytest.raises(DataError, match="no place for a system message"):
         tiny_template.render((ASK, Message("system", "x")))
-    with pytest.raises(Exception, match="no place for this role"):
+    with pytest.raises(Exception, match="no place for this message"):
         exported["tiny"].apply_chat_template([{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}], tokenize=False)
 
 
-@pytest.mark.parametrize("name", ["vicuna", "own"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_must_end_with_the_users_turn(name: str, tiny_folder: Path) -> None:
     with pytest.raises(DataError, match="must end with the user's turn"):
         load_template(tiny_folder, name).prompt((ASK, ANSWER))
 
 
-def test_a_conversation_without_anything_to_train_is_an_error_that_shows_it(tiny_template: Template) -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tools_have_no_place_in_a_published_template(name: str, tiny_folder: Path) -> None:
+    template = load_template(tiny_folder, name)
+    with pytest.raises(DataError, match="no place for tools"):
+        template.prompt((ASK,), [WEATHER])
+    with pytest.raises(DataError, match="no place for tool calls"):
+        template.render((ASK, Message("assistant", "", tool_calls=(CALL,))))
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral"])
+def test_a_system_text_needs_the_user_turn_that_holds_it(name: str, tiny_folder: Path) -> None:
+    with pytest.raises(DataError, match="there is none"):
+        load_template(tiny_folder, name).render((Message("system", "s"), ANSWER))
+
+
+def test_a_refused_row_is_named(tiny_template: Template) -> None:
+    rows = [Conversation("c1", (ASK, ANSWER)), Conversation("c2", (ASK, ANSWER, Message("tool", "x")))]
+    with pytest.raises(DataError) as caught:
+        list(tiny_template.render_all(rows))
+    assert caught.value.where == "conversation c2, message 3"
+    with pytest.raises(DataError, match="no place for tools") as caught:
+        list(tiny_template.tokenise([Conversation("c3", (ASK, ANSWER), meta={"tools": [WEATHER]})]))
+    assert caught.value.where == "conversation c3"
+
+
+def test_samples_carry_the_weights_of_their_answers(tiny_template: Template) -> None:
+    half = Message("assistant", "Hm.", 0.5)
+    (sample,) = samples(tiny_template, [Conversation("c9", (ASK, half, ASK, Message("assistant", "no", 0.0), ASK, ANSWER))])
+    rendered = tiny_template.render((ASK, half, ASK, Message("assistant", "no", 0.0), ASK, ANSWER))
+    assert (sample.id, sample.tokens, sample.mask) == ("c9", rendered.tokens, rendered.mask)
+    weight = sample.columns["weight"]
+    assert isinstance(weight, tuple)
+    assert [w for w, m in zip(weight, sample.mask, strict=True) if m] == [0.5] * 5 + [1.0] * 8, "' Hm.' and ' Hello.', each with its end"
+    assert not any(w for w, m in zip(weight, sample.mask, strict=True) if not m)
+
+
+def test_a_conversation_without_anything_to_train_is_an_error_that_names_it(tiny_template: Template) -> None:
     for messages in ((ASK,), (ASK, Message("assistant", "no", 0.0))):
         with pytest.raises(DataError, match="nothing would be trained") as caught:
-            samples(tiny_template, [Conversation("c9", messages)], longest=10_000)
+            list(samples(tiny_template, [Conversation("c9", messages)]))
         assert "c9" in caught.value.where
 
 
-def test_samples_are_rendered_whole_or_refused(tiny_template: Template) -> None:
-    chat = Conversation("c9", (ASK, ANSWER))
-    rendered = tiny_template.render(chat.messages)
-    (sample,) = samples(tiny_template, [chat], longest=len(rendered.tokens))
-    assert (sample.id, sample.tokens, sample.mask) == ("c9", rendered.tokens, rendered.mask)
-    with pytest.raises(DataError, match=f"{len(rendered.tokens)} tokens, but a batch holds {len(rendered.tokens) - 1}"):
-        samples(tiny_template, [chat], longest=len(rendered.tokens) - 1)
+def test_only_the_last_answer_may_be_asked_for(tiny_template: Template) -> None:
+    (rendered,) = answers(tiny_template, [Conversation("c1", (ASK, Message("assistant", "One."), ASK, Message("assistant", "Two.", 0.0)))])
+    assert trained(tiny_template, rendered) == [" Two.<|im_end|>"]
+    with pytest.raises(DataError, match="does not end with an answer"):
+        list(answers(tiny_template, [Conversation("c1", (ASK,))]))
 
 
-def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+def test_more_conversations_than_a_chunk_come_back_in_order(tiny_template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xwin.data._words.CHUNK", 3)
+    rows = [Conversation(str(i), (Message("user", f"What is {i}?"), Message("assistant", "A number." * (i % 4 + 1)))) for i in range(11)]
+    assert list(tiny_template.render_all(iter(rows))) == [tiny_template.render(row.messages) for row in rows]
+    assert not list(tiny_template.render_all([]))
+
+
+def test_half_characters_are_shown_with_their_other_half(tiny_template: Template) -> None:
+    rendered = tiny_template.render((Message("user", "🐈 \ufffd"), Message("assistant", "é!")))
+    shown = describe(tiny_template, rendered)
+    assert "".join(text for text, _ in shown) == tiny_template.decode(rendered.tokens)
+    assert [text for text, learn in shown if learn] == [" ", "é", "!", "<|im_end|>"]
+    assert ("🐈", False) in shown
+
+
+def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer.json"):
         load_template(tmp_path, "vicuna")
-    bare = write_tokenizer(tmp_path / "bare", byte_level, eos_token=None, chat_template=None)
+    bare = write_tokenizer(tmp_path / "bare", byte_level, ["<unk>"], bos_token=None, eos_token=None, add_bos_token=False)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         load_template(bare, "vicuna")
     plain = write_tokenizer(tmp_path / "plain", byte_level, chat_template=None)
     with pytest.raises(ModelError, match="no chat template"):
         load_template(plain, "own")
-
-
-def test_a_chat_template_that_drops_a_message_is_an_error(tmp_path: Path) -> None:
-    folder = write_tokenizer(tmp_path / "drops", byte_level, chat_template="{{ messages[-1]['content'] }}")
-    with pytest.raises(ModelError, match="drops or changes a message"):
-        load_template(folder, "own").prompt(CHAT)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "tokenizer.json").write_text('{"version": "1.0", "mod')
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_template(tmp_path / "cut", "vicuna")
+    with pytest.raises(ModelError, match="there is no template 'alpaca'") as caught:
+        load_template(tiny_folder, "alpaca")
+    assert "vicuna, chatml" in caught.value.fix
 
 
 def test_the_export_replaces_the_template_wherever_it_was(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path / "t", byte_level, eos_token={"__type": "AddedToken", "content": "</s>", "special": True})
     (folder / "chat_template.jinja").write_text(CHATML)
-    export_vicuna(folder)
+    export_template(folder, "vicuna")
     rows = [{"role": m.role, "content": m.text} for m in CHAT]
     assert AutoTokenizer.from_pretrained(folder).apply_chat_template(rows, tokenize=False, add_generation_prompt=True).startswith("<s>A chat between")
+
+
+def test_the_own_template_is_exported_as_it_is(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "t", legacy)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    export_template(folder, "own")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -30,7 +30,7 @@ def test_a_setting_has_type_default_range_and_meaning() -> None:
     (page,) = explain("ppo.clip")
     (setting,) = page.settings
     assert page.title == "objectives/ppo.clip"
-    assert (setting.type, setting.default, setting.limits) == ("a number", "0.2", "above 0")
+    assert (setting.type, setting.default, setting.limits) == ("a number or a list (a number each)", "0.2", "above 0")
     assert "ratio" in setting.text
 
 

@@ -70,7 +70,7 @@ def test_later_options_win(recipe: Path) -> None:
         ("seed=[", "not YAML"),
         ("seed=abc", "--set seed=abc: needs a whole number, not the text 'abc'"),
         ("best.objective.clip=-1", "--set best.objective.clip=-1: must be above 0, not -1"),
-        ("best.objective.clip=", "--set best.objective.clip=: needs a number, not null"),
+        ("best.objective.clip=", "--set best.objective.clip=: needs a number or a list (a number each), not null"),
         ("best.scorer=sft", "--set best.scorer=sft: needs a RewardModel, but stage 'sft' makes a Model"),
         ("best.objective.kind=grpoo", "unknown kind 'grpoo'"),
     ],

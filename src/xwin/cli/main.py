@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from xwin.cli import chat, explain, init, report, run
+from xwin.cli import chat, data, eval, explain, init, report, run
 from xwin.errors import StorageError, XwinError
 
 HELP = """Align language models: from base model to report with one command.
@@ -27,7 +27,7 @@ Run the same command again and what is finished is skipped; stop it at any momen
 """
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for module in (run, explain, init, report, chat):
+for module in (run, explain, data, init, report, chat, eval):
     module.register(app)
 
 

@@ -5,6 +5,7 @@ Everything of a Batch is indexed at the token being *predicted*: `logp[t]` = log
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -150,6 +151,8 @@ class Outputs:
     """[T] expected return before tokens[t] is written, reward units, fp32."""
     score: Tensor | None = None
     """[S] reward units, fp32, read at each segment's last token."""
+    uniform: Tensor | None = None
+    """[T] mean of log p over the whole vocabulary, nats, fp32; 0 where the mask is False."""
 
     def get(self, name: str) -> Tensor:
         """The output of this name.
@@ -180,7 +183,7 @@ class _Unit:
 
 
 def pack(samples: Sequence[Sample], *, tokens: int, share: bool = False, temperature: float = 1.0) -> list[Batch]:
-    """Samples -> batches of at most `tokens` tokens. First-fit decreasing, deterministic; splits no sequence and no bond, loses none.
+    """Samples -> batches of at most `tokens` tokens. Best-fit decreasing, deterministic; splits no sequence and no bond, loses none.
 
     Args:
         samples: any order; samples of one bond keep theirs.
@@ -200,17 +203,19 @@ def pack(samples: Sequence[Sample], *, tokens: int, share: bool = False, tempera
     prefix = _common_prefix(samples) if share else 0
     families = _families(units, tokens - prefix, prefix) if share else [[u] for u in units]
     size = [_cost(family, prefix) if share else family[0].size for family in families]
-    bins: list[tuple[int, list[list[_Unit]]]] = []
+    bins: list[list[list[_Unit]]] = []
+    space: list[tuple[int, int]] = []  # (tokens left, bin), sorted
     for index in sorted(range(len(families)), key=lambda i: (-size[i], i)):
         if size[index] + prefix > tokens:
             names = ", ".join(s.id for s in families[index][0].samples)
             raise DataError(f"{size[index] + prefix} tokens do not fit a batch of {tokens}", names, "raise tokens_per_batch or shorten the data")
-        at = next((b for b, (free, _) in enumerate(bins) if free >= size[index]), None)
-        if at is None:
-            bins.append((tokens - prefix - size[index], [families[index]]))
-        else:
-            bins[at] = (bins[at][0] - size[index], [*bins[at][1], families[index]])
-    return [_lay_out(list(_segments(content, prefix, share=share)), temperature) for _, content in bins]
+        at = bisect_left(space, (size[index], -1))
+        left, chosen = space.pop(at) if at < len(space) else (tokens - prefix, len(bins))
+        if chosen == len(bins):
+            bins.append([])
+        bins[chosen].append(families[index])
+        insort(space, (left - size[index], chosen))
+    return [_lay_out(list(_segments(content, prefix, share=share)), temperature) for content in bins]
 
 
 SHORTEST_PREFIX = 8

@@ -5,16 +5,26 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from xwin.errors import DataError
 
 Json = Any
 Role = Literal["system", "user", "assistant", "tool"]
+FOLLOWS: Mapping[Role, frozenset[Role | None]] = MappingProxyType(
+    {
+        "system": frozenset({None}),
+        "user": frozenset({None, "system", "assistant"}),
+        "assistant": frozenset({"user", "tool"}),
+        "tool": frozenset({"assistant", "tool"}),
+    }
+)
+"""Whose turn may come before whose; None is the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,7 @@ def preference_from_json(row: Json, where: str) -> Preference:
     if prompt[-1].role == "assistant":
         raise DataError("the prompt must end with the user's turn", where, "move the last answer out of it")
     chosen, rejected = (_answer(row[key], key, where) for key in ("chosen", "rejected"))
-    if chosen.text == rejected.text:
+    if (chosen.text, chosen.tool_calls) == (rejected.text, rejected.tool_calls):
         raise DataError("chosen and rejected are the same text, so there is nothing to learn", where, "remove the row")
     margin = None if row.get("margin") is None else _number(row["margin"], "margin", where)
     name = row.get("id") or content_id((*prompt, chosen, rejected))
@@ -212,7 +222,7 @@ def _meta(row: Mapping[str, Json], where: str) -> dict[str, Json]:
 
 
 def _number(value: Json, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise DataError(f"the {key} must be a number, not {value!r}", where)
     return float(value)
 
@@ -236,16 +246,16 @@ def _message(value: Json, where: str) -> Message:
 
 
 def _messages(value: Json, where: str) -> tuple[Message, ...]:
-    """Checked turns: at most one system message, first; then user and assistant in turn (tool answers follow the assistant)."""
+    """Checked turns: at most one system message, first; then user and assistant in turn, or the assistant, its tools and the assistant again."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
         raise DataError("has no messages", where, 'each row needs "messages": [{"role": "user", "content": "..."}, ...]')
     messages = tuple(_message(item, where) for item in value)
-    turns = [m.role for m in messages if m.role != "tool"]
-    turns = turns[1:] if turns[0] == "system" else turns
-    if turns != (["user", "assistant"] * len(turns))[: len(turns)] or not turns:
-        raise DataError(f"the roles do not alternate: {', '.join(m.role for m in messages)}", where, "a chat is [system,] user, assistant, user, ...")
+    roles: list[Role] = [m.role for m in messages]
+    preceding: list[Role | None] = [None, *roles[:-1]]
+    if "user" not in roles or any(before not in FOLLOWS[role] for before, role in zip(preceding, roles, strict=True)):
+        raise DataError(f"the roles do not alternate: {', '.join(roles)}", where, "a chat is [system,] user, assistant, user, ...")
     if any(not m.text.strip() for m in messages if m.role in {"user", "assistant"} and not m.tool_calls):
         raise DataError("a turn is empty", where, "remove the row or fill the turn")
     return messages

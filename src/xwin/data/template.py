@@ -1,32 +1,62 @@
-"""Template: messages <-> token ids. Pieces are tokenised apart and joined as ids, so content can never become a control token.
+"""Template: messages <-> token ids. What is said is kept apart from markup, so it can never become a control token.
 
-Laws, tested for every template:
-    1. prompt(m) is what the exported tokenizer's chat template gives.
+Laws, tested for every template over many tokenizers:
+    1. prompt(m) is what the exported tokenizer's chat template gives, and so is render(c).tokens.
     2. render(c).tokens starts with prompt(c without its last answer).
-    3. parse(trained tokens of the last turn) is the last message.
+    3. parse(trained tokens of the last turn) is the last message, trimmed where the template trims.
     4. the prompt of a longer conversation extends the shorter one's rendering, or `extends` is False.
+
+Two exceptions to law 1, both on purpose. A special token inside what somebody said is text here; a plain tokenizer makes it a control token. And an
+answer is tokenised apart from its prompt, as an engine writes it: where a prompt ends in white space or a sign and the answer does not begin with a
+letter, or where a prompt ends in several line breaks, a plain tokenizer may draw the line between tokens elsewhere. The ids decode to the published
+string in both cases.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import tee
 from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from xwin.data._export import read_json, write_layout
+from xwin.data._own import Jinja, Own, own
+from xwin.data._rules import Prefix, apply_rules, open_tokenizer, prefix_of, rules_of, with_prefix
+from xwin.data._tables import TABLES, VICUNA_SYSTEM, Tabular, markers
+from xwin.data._words import Stretch, Tokens, Words, pieces
 from xwin.data.batch import Sample
 from xwin.data.conversation import Conversation, Json, Message
 from xwin.errors import DataError, ModelError
+from xwin.run.storage import digest_file
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-"""The system text of Vicuna v1.1 (FastChat conversation.py; Xwin-LM README)."""
+__all__ = [
+    "NAMES",
+    "VICUNA_SYSTEM",
+    "Layout",
+    "Own",
+    "Rendered",
+    "Tabular",
+    "Template",
+    "Tokens",
+    "answers",
+    "describe",
+    "export_template",
+    "load_template",
+    "samples",
+    "template_digest",
+]
+
+NAMES = (*TABLES, "own")
+"""Templates that `load_template` knows: published ones, and the tokenizer's own."""
+
+FIX = "use another template, and report this with the name of the tokenizer"
+CHECK = (Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Who are you?"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +70,11 @@ class Rendered:
 
 
 class Template(Protocol):
-    """See the laws above."""
+    """See the laws above. `tools` are descriptions of tools, as the tokenizer's own chat template takes them."""
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Token ids that end an answer."""
+        """Token ids that end an answer; the first one is trained at the end of every answer."""
         ...
 
     @property
@@ -52,263 +82,268 @@ class Template(Protocol):
         """Whether law 4 holds."""
         ...
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """A whole conversation; assistant messages of weight 0 are not trained."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> Rendered:
+        """A whole conversation; assistant messages of weight 0 are not trained.
+
+        Raises:
+            DataError: the template has no place for a message; says which.
+        """
         ...
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """What an engine continues with the assistant's next answer."""
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> tuple[int, ...]:
+        """What an engine continues with the assistant's next answer. Raises like `render`."""
         ...
 
     def parse(self, completion: Sequence[int]) -> Message:
         """The answer an engine wrote, its stop token included or not."""
         ...
 
+    def tokenise(self, conversations: Iterable[Conversation]) -> Iterator[Tokens]:
+        """Ids and trained ranges of many conversations: what `render` gives, by the tokenizer's batch interface. Tools are read from meta["tools"].
 
-@dataclass(frozen=True)
-class Words:
-    """A tokenizer seen as two functions: text to ids with nothing added and nothing special, and back."""
+        Raises:
+            DataError: as `render`; names the conversation.
+        """
+        ...
 
-    encode: Callable[[str], tuple[int, ...]]
-    decode: Callable[[Sequence[int]], str]
-    ids: Callable[[str], int | None]
-    """Token -> its id, or None; also for special tokens."""
+    def render_all(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
+        """`render` of each conversation, fast."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones spelled out."""
+        ...
 
 
-@dataclass(frozen=True)
-class Vicuna:
-    """Vicuna v1.1, exact to the published string:
-
-    <system> USER: Hi! ASSISTANT: Hello.</s>USER: Who are you? ASSISTANT:
-
-    A separating space belongs to the content after it. Where the tokenizer has no `</s>`, its own end-of-sequence token stands there.
-    """
-
-    words: Words
-    bos: tuple[int, ...]
-    eos: int
-    extends: bool = True
+class Layout(Protocol):
+    """What differs between templates: where markup stands."""
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """The end-of-sequence token."""
-        return (self.eos,)
-
-    def render(self, messages: Sequence[Message]) -> Rendered:
         """See Template."""
-        tokens: list[int] = list(self.bos)
-        mask: list[bool] = [False] * len(tokens)
-        for piece, trained in self._pieces(messages):
-            tokens += piece
-            mask += [trained] * len(piece)
-        return Rendered(tuple(tokens), tuple(mask))
+        ...
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    @property
+    def extends(self) -> bool:
         """See Template."""
-        _require_open(messages)
-        return (*self.render(messages).tokens, *self.words.encode(" ASSISTANT:"))
+        ...
 
-    def parse(self, completion: Sequence[int]) -> Message:
-        """See Template."""
-        ids = list(completion)
-        ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
-        return Message("assistant", self.words.decode(ids).removeprefix(" "))
+    def lay(self, messages: Sequence[Message], tools: Sequence[Json], *, generate: bool) -> list[Stretch]:
+        """The conversation as stretches; with `generate`, up to where the next answer begins."""
+        ...
 
-    def _pieces(self, messages: Sequence[Message]) -> list[tuple[tuple[int, ...], bool]]:
-        """(ids, trained) of each piece."""
-        system, rest = (messages[0].text, messages[1:]) if messages[0].role == "system" else (VICUNA_SYSTEM, messages)
-        pieces: list[tuple[tuple[int, ...], bool]] = [(self.words.encode(system), False)]
-        start = " USER:" if system else "USER:"
-        for message in rest:
-            if message.role == "user":
-                pieces += [(self.words.encode(start), False), (self.words.encode(" " + message.text), False)]
-                start = "USER:"
-            elif message.role == "assistant":
-                answer = (*self.words.encode(" " + message.text), self.eos)
-                pieces += [(self.words.encode(" ASSISTANT:"), False), (answer, message.weight > 0)]
-            else:
-                raise DataError(f"the Vicuna template has no place for a {message.role} message here", fix="use a template that has one")
-        return pieces
-
-    @staticmethod
-    def jinja(bos: str, eos: str) -> str:
-        """The same template for a tokenizer's `chat_template`; `bos` is empty where the tokenizer adds none."""
-        return (
-            "{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] -%}{%- set rest = messages[1:] -%}"
-            f"{{%- else -%}}{{%- set system = {json.dumps(VICUNA_SYSTEM)} -%}}{{%- set rest = messages -%}}{{%- endif -%}}"
-            f"{{{{- {json.dumps(bos)} + system -}}}}"
-            "{%- for message in rest -%}"
-            "{%- if message['role'] == 'user' -%}{{- (' ' if loop.first and system else '') + 'USER: ' + message['content'] -}}"
-            "{%- elif message['role'] == 'assistant' -%}{{- ' ASSISTANT: ' + message['content'] + " + json.dumps(eos) + " -}}"
-            "{%- else -%}{{- raise_exception('the Vicuna template has no place for this role') -}}{%- endif -%}"
-            "{%- endfor -%}"
-            "{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"
-        )
+    def read(self, text: str) -> str:
+        """An answer, from what the model wrote before the end token."""
+        ...
 
 
 @dataclass(frozen=True)
-class Own:
-    """The tokenizer's own Jinja chat template, content kept apart from markup.
-
-    The template is rendered with a placeholder for every content; the text between placeholders is markup, whose special tokens count.
-    """
+class LaidOut:
+    """A Template: a layout over a tokenizer."""
 
     words: Words
-    markup: Callable[[str], tuple[int, ...]]
-    """Text of the template -> ids, special tokens recognised."""
-    apply: Callable[[Sequence[dict[str, str]], bool], str]
-    """(messages, add_generation_prompt) -> text."""
-    stop: tuple[int, ...]
-    extends: bool = False
+    layout: Layout
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    @property
+    def stop(self) -> tuple[int, ...]:
         """See Template."""
-        _require_open(messages)
-        return tuple(t for piece, _ in self._pieces(messages, generate=True) for t in piece)
+        return self.layout.stop
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """See Template. The end of an assistant turn is trained with its text."""
-        pieces = self._pieces(messages, generate=False)
-        tokens: list[int] = []
-        mask: list[bool] = []
-        for i, (piece, trained) in enumerate(pieces):
-            ends = 1 if i and pieces[i - 1][1] and piece and piece[0] in self.stop else 0
-            tokens += piece
-            mask += [trained or j < ends for j in range(len(piece))]
-        return Rendered(tuple(tokens), tuple(mask))
+    @property
+    def extends(self) -> bool:
+        """See Template."""
+        return self.layout.extends
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> Rendered:
+        """See Template."""
+        return _rendered(next(self.words.tokenise([self.layout.lay(messages, tools, generate=False)])))
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> tuple[int, ...]:
+        """See Template."""
+        if messages[-1].role == "assistant":
+            raise DataError("a prompt must end with the user's turn", fix="drop the last answer")
+        return tuple(next(self.words.tokenise([self.layout.lay(messages, tools, generate=True)])).ids)
 
     def parse(self, completion: Sequence[int]) -> Message:
         """See Template."""
-        ids = list(completion)
-        end = next((i for i, token in enumerate(ids) if token in self.stop), len(ids))
-        return Message("assistant", self.words.decode(ids[:end]))
+        end = next((i for i, token in enumerate(completion) if token in self.stop), len(completion))
+        return Message("assistant", self.layout.read(self.words.decode(completion[:end])))
 
-    def _pieces(self, messages: Sequence[Message], *, generate: bool) -> list[tuple[tuple[int, ...], bool]]:
-        marks = [f"\u2063{i}\u2063" for i in range(len(messages))]
-        text = self.apply([{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)], generate)
-        pieces: list[tuple[tuple[int, ...], bool]] = []
-        for mark, message in zip(marks, messages, strict=True):
-            before, found, text = text.partition(mark)
-            if not found:
-                raise ModelError("the chat template drops or changes a message", fix="use the vicuna template")
-            pieces.append((self.markup(before), False))
-            pieces.append((self.words.encode(message.text), message.role == "assistant" and message.weight > 0))
-        return [*pieces, (self.markup(text), False)]
+    def tokenise(self, conversations: Iterable[Conversation]) -> Iterator[Tokens]:
+        """See Template."""
+        return self.words.tokenise(map(self._lay, conversations))
+
+    def render_all(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
+        """See Template."""
+        return map(_rendered, self.tokenise(conversations))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See Template."""
+        return self.words.decode(tokens)
+
+    def _lay(self, conversation: Conversation) -> list[Stretch]:
+        try:
+            return self.layout.lay(conversation.messages, conversation.meta.get("tools") or (), generate=False)
+        except DataError as error:
+            where = f"conversation {conversation.id}" + (f", {error.where}" if error.where else "")
+            raise DataError(error.what, where, error.fix) from error
 
 
-def _require_open(messages: Sequence[Message]) -> None:
-    if messages[-1].role == "assistant":
-        raise DataError("a prompt must end with the user's turn", fix="drop the last answer")
+def _rendered(tokens: Tokens) -> Rendered:
+    mask = [False] * len(tokens.ids)
+    for start, end in tokens.trained:
+        mask[start:end] = [True] * (end - start)
+    return Rendered(tuple(tokens.ids), tuple(mask))
 
 
-def samples(template: Template, conversations: Sequence[Conversation], *, longest: int) -> list[Sample]:
-    """One training sample per conversation.
+def samples(template: Template, conversations: Iterable[Conversation]) -> Iterator[Sample]:
+    """One training sample per conversation, with the column `weight`: of each trained token, that of its message.
 
     Raises:
-        DataError: a conversation in which nothing would be trained, or one longer than `longest` tokens; says which.
+        DataError: a conversation in which nothing would be trained; says which.
     """
-    out = []
-    for conversation in conversations:
-        rendered = template.render(conversation.messages)
-        if not any(rendered.mask):
+    named, laid = tee(conversations)
+    for conversation, tokens in zip(named, template.tokenise(laid), strict=True):
+        if not tokens.trained:
             raise DataError("nothing would be trained: there is no assistant turn with weight", f"conversation {conversation.id}")
-        if len(rendered.tokens) > longest:
-            raise DataError(
-                f"{len(rendered.tokens)} tokens, but a batch holds {longest}", f"conversation {conversation.id}", "raise tokens_per_batch"
-            )
-        out.append(Sample(conversation.id, rendered.tokens, rendered.mask))
-    return out
+        mask, weight = [False] * len(tokens.ids), [0.0] * len(tokens.ids)
+        turns = [m.weight for m in conversation.messages if m.role == "assistant" and m.weight > 0]
+        for (start, end), value in zip(tokens.trained, turns, strict=True):
+            mask[start:end], weight[start:end] = [True] * (end - start), [value] * (end - start)
+        yield Sample(conversation.id, tuple(tokens.ids), tuple(mask), {"weight": tuple(weight)})
+
+
+def answers(template: Template, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
+    """Each conversation with only its last answer trained: what precedes it is the prompt that an engine would continue.
+
+    Raises:
+        DataError: a conversation does not end with an answer; says which.
+    """
+
+    def last_alone(conversation: Conversation) -> Conversation:
+        *before, answer = conversation.messages
+        if answer.role != "assistant":
+            raise DataError("does not end with an answer", f"conversation {conversation.id}")
+        context = (replace(m, weight=0.0) if m.role == "assistant" else m for m in before)
+        return replace(conversation, messages=(*context, replace(answer, weight=1.0)))
+
+    return template.render_all(map(last_alone, conversations))
+
+
+def describe(template: Template, rendered: Rendered) -> list[tuple[str, bool]]:
+    """(text, trained) of each token, in order, to be shown. Tokens that each hold a part of one character come as one; joined, the texts are the
+    decoded conversation."""
+    return pieces(template.decode, rendered.tokens, rendered.mask)
 
 
 @lru_cache(maxsize=8)
 def load_template(folder: Path, name: str) -> Template:
-    """The template `name` ("vicuna" or "own") over the tokenizer of a Hugging Face folder.
+    """The template `name` (one of NAMES) over the tokenizer of a Hugging Face folder.
 
     Raises:
         ModelError: no tokenizer, no end-of-sequence token, or no chat template where the own one is asked for.
     """
-    tokenizer, settings = _tokenizer(folder), _settings(folder)
-    words = _words(folder, tokenizer)
-    eos = _eos(folder, settings, words)
-    if name == "vicuna":
-        bos = words.ids(_text(settings.get("bos_token"))) if settings.get("add_bos_token") else None
-        return Vicuna(words, () if bos is None else (bos,), eos)
-    jinja = settings.get("chat_template") or _read(folder / "chat_template.jinja")
-    if not jinja:
-        raise ModelError("the tokenizer has no chat template", str(folder), "use template: vicuna")
-    return Own(words, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids), _jinja(jinja, settings), (eos,))
+    return _load(folder, _known(folder, name), open_tokenizer(folder))
 
 
-def export_vicuna(folder: Path) -> None:
-    """Writes the Vicuna chat template into the tokenizer of a Hugging Face folder, with the end-of-sequence token that stands for `</s>`."""
-    settings = _settings(folder)
-    bos = _text(settings.get("bos_token")) if settings.get("add_bos_token") else ""
-    settings["chat_template"] = Vicuna.jinja(bos, _text(settings.get("eos_token")))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
+REVISION = 1
+"""Of how templates lay conversations out; raised when one gives other ids."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise ModelError("has no tokenizer.json", str(folder), "save its tokenizer with transformers' fast tokenizer first")
-    return Tokenizer.from_file(str(path))
+def template_digest(folder: Path, name: str) -> str:
+    """Names what `load_template(folder, name)` does: equal text for equal ids."""
+    parts = [f"{REVISION} {name}", *(f"{file} {digest_file(folder / file)}" for file in TOKENIZER_FILES if (folder / file).is_file())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    return json.loads(_read(folder / "tokenizer_config.json") or "{}")
+def export_template(folder: Path, name: str) -> None:
+    """Writes the template `name` into the tokenizer of a Hugging Face folder, and checks that transformers' tokenizer gives its ids.
+
+    The folder then ends answers with the template's end token, in `eos_token` and in generation_config.json. Where the tokenizer lacks the published
+    one, the Jinja template names the token that stands for it. "own" leaves the folder as it is.
+
+    Raises:
+        ModelError: as `load_template`, or the folder would give other ids than were trained.
+    """
+    loaded = open_tokenizer(folder)
+    template = _load(folder, _known(folder, name), loaded)
+    if not isinstance(template.layout, Tabular):
+        return
+    write_layout(folder, template.layout, loaded.backend_tokenizer)
+    exported = open_tokenizer(folder)
+
+    def ids(rows: list[dict[str, str]]) -> list[int]:
+        return list(exported.apply_chat_template(rows, add_generation_prompt=True, return_dict=False))
+
+    _require_agreement(_load(folder, name, exported), ids, folder)
+    if exported.eos_token_id != template.stop[0]:
+        raise ModelError("the exported tokenizer ends answers with another token", str(folder), FIX)
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+def _require_agreement(template: LaidOut, plain: Callable[[list[dict[str, str]]], list[int]], folder: Path) -> None:
+    """Whether a plain tokenizer gives the ids of a first prompt and, from the end of an answer on, of the next one."""
+    for messages in (CHECK[:1], CHECK):
+        rows = [{"role": message.role, "content": message.text} for message in messages]
+        ids, found = list(template.prompt(messages)), plain(rows)
+        since = 0 if len(messages) == 1 else len(ids) - 1 - ids[::-1].index(template.stop[0])
+        if found[len(found) - len(ids) + since :] != ids[since:] or template.decode(found) != template.decode(ids):
+            raise ModelError("a plain tokenizer would not give the ids of this template", str(folder), FIX)
 
 
-def _text(token: Any) -> str:
-    """A special token as tokenizer_config.json writes it: text, or an object with content."""
-    return str(token["content"] if isinstance(token, dict) else token or "")
-
-
-def _words(folder: Path, tokenizer: Tokenizer) -> Words:
-    content = Tokenizer.from_str(json.dumps(_unprefixed(json.loads(tokenizer.to_str()))))
-    content.encode_special_tokens = True  # special tokens inside content are text
-    return Words(
-        lambda text: tuple(content.encode(text, add_special_tokens=False).ids),
-        lambda ids: content.decode(list(ids), skip_special_tokens=False),
-        tokenizer.token_to_id,
-    )
-
-
-def _unprefixed(node: Json) -> Json:
-    """A tokenizer's JSON without the space that Llama's puts before a text and takes away again: pieces stand in the middle of one."""
-    if isinstance(node, list):
-        return [part for part in map(_unprefixed, node) if part is not None]
-    if not isinstance(node, dict):
-        return node
-    if node.get("type") == "Prepend" or (node.get("type") == "Strip" and node.get("start", 0) > 0):
-        return None
-    never = {"prepend_scheme": "never"} if node.get("type") == "Metaspace" else {}
-    plain = {"add_prefix_space": False} if node.get("type") == "ByteLevel" else {}
-    parts = {
-        key: _unprefixed(node[key]) for key in ("normalizer", "pre_tokenizer", "decoder", "normalizers", "pretokenizers", "decoders") if key in node
-    }
-    return node | parts | never | plain
-
-
-def _eos(folder: Path, settings: dict[str, Any], words: Words) -> int:
-    eos = words.ids(_text(settings.get("eos_token")))
-    if eos is None:
+def _load(folder: Path, name: str, loaded: Any) -> LaidOut:
+    backend: Tokenizer = loaded.backend_tokenizer
+    names = {key: str(value) for key, value in loaded.special_tokens_map.items() if not isinstance(value, list | tuple)}
+    if name == "own":
+        return _load_own(folder, backend, names, loaded.chat_template)
+    marks = {mark for table in TABLES[name] for text in markers(table) for mark in _added(backend) if mark in text}
+    words = Words(backend, names, marks)
+    if words.prefix is Prefix.ALWAYS:
+        words = Words(backend, names, marks, Prefix.FIRST)
+    table = next(table for table in TABLES[name] if all(each in words.controls for each in table.needs))
+    end = table.end if table.end in words.controls else names.get("eos_token", "")
+    if end not in words.controls:
         raise ModelError("the tokenizer names no end-of-sequence token", str(folder), "set eos_token in tokenizer_config.json")
-    return eos
+    layout = Tabular(table, _bos(folder, backend, names, words), end, (words.controls[end],))
+    template = LaidOut(words, layout)
+    _require_agreement(template, _whole(backend, layout, names), folder)
+    return template
 
 
-def _jinja(source: str, settings: dict[str, Any]) -> Callable[[Sequence[dict[str, str]], bool], str]:
-    """transformers' own renderer of chat templates: a sandboxed Jinja."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+def _whole(tokenizer: Tokenizer, layout: Tabular, names: dict[str, str]) -> Callable[[list[dict[str, str]]], list[int]]:
+    """Whole strings to ids, as the folder will do once the layout is written into it."""
+    jinja, rules = Jinja(layout.jinja(), names), rules_of(tokenizer)
+    if prefix_of(rules) is Prefix.ALWAYS:
+        tokenizer = copy.deepcopy(tokenizer)
+        apply_rules(tokenizer, with_prefix(rules, Prefix.FIRST))
+    return lambda rows: tokenizer.encode(jinja(rows, (), generate=True), add_special_tokens=False).ids
 
-    special: dict[str, Any] = {name: _text(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 
-    def apply(messages: Sequence[dict[str, str]], generate: bool) -> str:  # noqa: FBT001 - the shape of a two-argument function
-        texts, _ = render_jinja_template([list(messages)], chat_template=source, add_generation_prompt=generate, **special)
-        return texts[0]
+def _load_own(folder: Path, backend: Tokenizer, names: dict[str, str], source: object) -> LaidOut:
+    if isinstance(source, dict):
+        source = source.get("default")
+    if not isinstance(source, str):
+        raise ModelError("the tokenizer has no chat template", str(folder), f"use one of: {', '.join(TABLES)}")
+    words = Words(backend, names)
+    return LaidOut(words, own(words, Jinja(source, names), str(folder)))
 
-    return apply
+
+def _known(folder: Path, name: str) -> str:
+    if name not in NAMES:
+        raise ModelError(f"there is no template '{name}'", str(folder), f"one of: {', '.join(NAMES)}")
+    return name
+
+
+def _added(tokenizer: Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+
+
+def _bos(folder: Path, tokenizer: Tokenizer, names: dict[str, str], words: Words) -> str:
+    """The beginning-of-sequence token, if the tokenizer puts it before a text by itself: its settings say so, or it is seen to."""
+    bos = names.get("bos_token", "")
+    if bos not in words.controls:
+        return ""
+    stated = read_json(folder / "tokenizer_config.json").get("add_bos_token")
+    does = stated if isinstance(stated, bool) else tokenizer.encode("a").ids[:1] == [words.controls[bos]]
+    return bos if does else ""

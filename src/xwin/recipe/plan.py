@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xwin.models.hub import ModelSource, digest_folder
+from xwin.recipe._data_files import data_digest, data_path
 from xwin.recipe.fields import Reference, references, specs
 from xwin.recipe.references import Target, target
 from xwin.recipe.schema import Read
 from xwin.recipe.source import dotted
 from xwin.run.artifacts import Network
 from xwin.run.directory import RunDirectory, StageDirectory, StageRecord
-from xwin.run.storage import digest_file
 from xwin.spec import Kind
 from xwin.stages._inputs import Resolved, filenames
 from xwin.stages.base import Stage
@@ -167,13 +167,13 @@ def _resolve(reference: Reference, meant: Target, planned: Mapping[str, PlannedS
     network = issubclass(meant.artifact, Network)
     if meant.form == "stage":
         maker = planned[meant.name]
-        dtype = _root(maker).dtype if network else ""
-        return Resolved(reference.text, None, meant.artifact, "vicuna" if network else "", dtype, None, f"stage:{maker.fingerprint}/{meant.output}")
+        dtype, template = (_root(maker).dtype, getattr(maker.spec, "template", _root(maker).template)) if network else ("", "")
+        return Resolved(reference.text, None, meant.artifact, template, dtype, None, f"stage:{maker.fingerprint}/{meant.output}")
     if meant.source is not None:
         digest = f"model:{_digest(_identity(meant.source, folder))}"
         return Resolved(reference.text, None, meant.artifact, meant.source.template, meant.source.dtype, meant.source, digest)
-    path = folder / reference.text
-    return Resolved(reference.text, path.absolute(), meant.artifact, "", "", None, f"file:{digest_file(path)}")
+    path = data_path(reference.text, folder)
+    return Resolved(reference.text, path, meant.artifact, "", "", None, data_digest(path))
 
 
 def _root(stage: PlannedStage) -> ModelSource | Resolved:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from xwin.errors import ModelError, Problem
 from xwin.models.hub import ModelSource, require_pinned
+from xwin.recipe._data_files import HUB, data_files, data_path
 from xwin.recipe.fields import WORDS, Reference, references, spec_of
 from xwin.recipe.source import Place, Source
 from xwin.run.artifacts import Artifact, Model, Network, RewardModel, Wants
@@ -58,6 +59,8 @@ def target(
         path = folder / text
         source = ModelSource(path=text) if issubclass(wants.artifact, Network) else None
         return Target("file", text, _artifact_of(path, wants), source=source)
+    if text.startswith(HUB) and not issubclass(wants.artifact, Network):
+        return Target("file", text, wants.artifact)
     if text.startswith(ELSEWHERE):
         return Target("model", text, _artifact_elsewhere(text, wants), source=_inline(text))
     if text in models:
@@ -170,13 +173,15 @@ class _Checker:
     def _check_file(self, reference: Reference) -> None:
         path = self.source.folder / reference.text
         network = issubclass(reference.wants.artifact, Network)
+        if not network and (reference.text.startswith(HUB) or data_files(data_path(reference.text, self.source.folder))):
+            return
         if not path.exists():
             self._report(
                 reference.place, f"no such {'folder' if network else 'file'}: {reference.text}", f"paths are relative to {self.source.folder or '.'}/"
             )
         elif network != path.is_dir():
-            expected = "a folder with a model" if network else "a JSONL file"
-            self._report(reference.place, f"needs {expected}, but {reference.text} is a {'file' if network else 'folder'}", "")
+            expected = "a folder with a model" if network else "data"
+            self._report(reference.place, f"needs {expected}, but {reference.text} is a {'file' if network else 'folder without files'}", "")
 
     def _check_source(self, model: ModelSource, place: Place) -> None:
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xwin.errors import UserError
+from xwin.run.cards import DataCard, PromptCard, read_card
 from xwin.run.events import Event
 
 Json = Any
@@ -78,26 +79,6 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """A part of the data. Lengths are characters."""
-
-    name: str
-    rows: int
-    families: Mapping[str, int]
-    mean: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A prompts stage's card.json."""
-
-    splits: tuple[Split, ...]
-    examples: Mapping[str, str]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class StageFacts:
     """What one stage left behind so far."""
 
@@ -116,7 +97,7 @@ class StageFacts:
     alarms: tuple[Alarm, ...]
     table: tuple[Cell, ...]
     samples: tuple[Sample, ...]
-    card: Card | None
+    card: PromptCard | DataCard | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +252,7 @@ def _stage(folder: Path, settings: Mapping[str, Json], together: Sequence[Event]
         alarms=tuple(_rows(folder / "alarms.jsonl", _alarm, remarks)),
         table=tuple(_made(_list(folder / "table.json", remarks), _cell, folder / "table.json", remarks)),
         samples=tuple(_rows(folder / "samples.jsonl", _sample, remarks)),
-        card=next(iter(_made([card] if card else [], _card, folder / "card.json", remarks)), None),
+        card=next(iter(_made([card] if card else [], read_card, folder / "card.json", remarks)), None),
     )
 
 
@@ -304,16 +285,6 @@ def _sample(row: Mapping[str, Json]) -> Sample:
         for model, a in row["answers"].items()
     }
     return Sample(str(row["prompt"]), str(row.get("family") or ""), answers)
-
-
-def _card(row: Mapping[str, Json]) -> Card:
-    splits = []
-    for name, split in _mapping(row.get("splits")).items():
-        length = _mapping(split.get("length"))
-        families = {str(k): int(v) for k, v in _mapping(split.get("families")).items()}
-        splits.append(Split(str(name), int(split["rows"]), families, _number(length.get("mean")), _number(length.get("max"))))
-    examples = {str(k): str(v) for k, v in _mapping(row.get("examples")).items()}
-    return Card(tuple(splits), examples, tuple(str(note) for note in row.get("notes") or ()))
 
 
 def _rows(path: Path, make: Callable[[Mapping[str, Json]], T], remarks: list[str]) -> list[T]:

@@ -1,4 +1,4 @@
-"""Small plots as inline SVG: curves over steps, and values with their intervals. Plain values in, markup out.
+"""Small plots as inline SVG: curves over steps, values with their intervals, histograms. Plain values in, markup out.
 
 Colours are CSS variables of the page (`--ink`, `--rule`, `--first`, `--second`), so one SVG serves light and dark; text stays text in the
 page's own font. Each is drawn at the width of a phone and scales with its column.
@@ -119,6 +119,26 @@ def whiskers(name: str, rows: Sequence[Whisker], *, low: float | None = None, hi
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
+        return _svg(figure, name)
+
+
+def histogram(name: str, edges: Sequence[int], counts: Sequence[int]) -> str:
+    """An SVG of how many rows each bin holds. Bins are drawn equally wide whatever their edges: give edges that grow and the axis is logarithmic.
+
+    Args:
+        name: no other plot of the page has it; it makes the ids inside.
+        edges: one more than counts, rising.
+        counts: rows of each bin.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas(HEIGHT)
+        axes.bar([i + 0.5 for i in range(len(counts))], list(counts), width=0.86, color=FIRST)
+        every = math.ceil(len(edges) / 8)
+        shown = range(0, len(edges), every)
+        axes.set_xticks(list(shown), [f"{edges[i]:,}" for i in shown])
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlim(0, len(counts))
+        axes.grid(visible=False, axis="x")
         return _svg(figure, name)
 
 

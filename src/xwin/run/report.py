@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 from xwin.errors import UserError
 from xwin.run import plots
+from xwin.run.cards import DataCard, PromptCard
 from xwin.run.events import CATALOGUE, Unit
-from xwin.run.facts import Card, Cell, RunFacts, Sample, StageFacts, cell_text, final_table, ordered, read_run
+from xwin.run.facts import Cell, RunFacts, Sample, StageFacts, cell_text, final_table, ordered, read_run
 from xwin.run.storage import write_atomic
 
 CURVES: Mapping[str, tuple[str, ...]] = {
@@ -123,7 +124,8 @@ def render(run: RunFacts, now: datetime) -> str:
         stages=[(s, _key_metrics(s)) for s in run.stages],
         curves=[c for s in run.stages if s.events and (c := _curves(s))],
         alarms=[(s.name, alarm) for s in run.stages for alarm in s.alarms],
-        cards=[(s.name, s.card, _families(s.card)) for s in run.stages if s.card],
+        cards=[(s.name, s.card, _families(s.card)) for s in run.stages if isinstance(s.card, PromptCard)],
+        data=[(s.name, s.card, _lengths(s.name, s.card)) for s in run.stages if isinstance(s.card, DataCard)],
         costs=costs,
         tokens=math.fsum(c["tokens"] for c in costs if math.isfinite(c["tokens"])) or math.nan,
         total=math.fsum(s.seconds for s in run.stages if math.isfinite(s.seconds)),
@@ -285,11 +287,22 @@ def _figure(stage: str, name: str, series: Mapping[str, plots.Series]) -> Figure
     return Figure(name, unit.unit, unit.meaning, svg, twin if overlay else "", notes)
 
 
-def _families(card: Card | None) -> list[tuple[str, list[int | None]]]:
+def _families(card: PromptCard) -> list[tuple[str, list[int | None]]]:
     """Family -> rows in each split."""
-    splits = card.splits if card else ()
-    names = dict.fromkeys(family for split in splits for family in split.families)
-    return [(family, [split.families.get(family) for split in splits]) for family in names]
+    names = dict.fromkeys(family for split in card.splits for family in split.families)
+    return [(family, [split.families.get(family) for split in card.splits]) for family in names]
+
+
+def _lengths(stage: str, card: DataCard) -> list[Figure]:
+    """A histogram of each part of the rows."""
+    figures = []
+    for found in card.lengths:
+        if found.counts and len(found.edges) == len(found.counts) + 1:
+            named = {"median": found.median, "mean": found.mean, "95 % up to": found.p95, "longest": found.max}
+            meaning = ", ".join(f"{name} {number_text(value)}" for name, value in named.items())
+            svg = Markup(plots.histogram(f"{stage}/{found.part}", found.edges, found.counts))
+            figures.append(Figure(found.part, f"rows by {found.unit}", meaning, svg))
+    return figures
 
 
 def _cost(stage: StageFacts, longest: float) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class Tune(Stage):
     """Rows to learn from."""
     epochs: Annotated[int, Ge(1)] = 2
     """Passes over the rows."""
+    template: str = "vicuna"
+    """Chat template that is learned."""
     speed: Speed = Speed(lr=2e-5, warmup=0.0)
     """How fast."""
 

@@ -1,0 +1,122 @@
+"""Data sets in the sense of the `datasets` library: folders that it saved, folders of data files, data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xwin.data._columns import arrow_lines
+from xwin.errors import DataError, MissingExtra
+from xwin.run.storage import digest_file
+
+HUB_FILES = ["*.parquet", "*.arrow", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.gz", "*.zst", "README.md"]
+BATCH = 64
+"""Rows that are made at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a source means.  Example: `hf:owner/name@main:train` is Named("hf:owner/name@main:train", None, "owner/name", "main", "train")"""
+
+    source: str
+    """As written."""
+    folder: Path | None
+    """On this machine; None = on the hub."""
+    repo: str
+    revision: str | None
+    split: str | None
+
+
+def named_dataset(source: str) -> Named | None:
+    """What the source means, or None if it names no data set: `folder[:split]`, `hf:folder[:split]`, `hf:owner/name[@revision][:split]`."""
+    hub, name = source.startswith("hf:"), source.removeprefix("hf:")
+    head, colon, split = name.rpartition(":")
+    if not colon or "/" in split or Path(name).exists():
+        head, split = name, ""
+    if Path(head).is_dir():
+        return Named(source, Path(head), "", None, split or None)
+    if not hub:
+        return None
+    repo, _, revision = head.partition("@")
+    return Named(source, None, repo, revision or None, split or None)
+
+
+def dataset_folder(named: Named) -> Path:
+    """The folder of the data set, fetched from the hub if it lies there.
+
+    Raises:
+        DataError: there is no such data set, or the hub cannot be reached.
+    """
+    if named.folder is None and named.repo.startswith((".", "/", "~")):
+        raise DataError("no such folder", named.source)
+    return named.folder or _fetch(named)
+
+
+def _fetch(named: Named) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]  # of the HTTP library that the hub's client uses
+    try:
+        return Path(snapshot_download(named.repo, repo_type="dataset", revision=named.revision, allow_patterns=HUB_FILES))
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "the hub has no such data set or revision, or it is not public"
+        raise DataError(what, named.source, "check the name; `hf auth login` for a gated data set; ./folder for a local one") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, transport) as error:
+        what = "the Hugging Face hub cannot be reached, and the data set is not in its cache"
+        raise DataError(what, named.source, "check the network and try again, or give a local ./folder") from error
+
+
+def dataset_digest(folder: Path, split: str | None) -> str:
+    """64 hex digits that name the content of a data set folder and the split that is read.
+
+    Raises:
+        DataError: the folder holds no files.
+    """
+    digest = hashlib.sha256((split or "").encode())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise DataError("is a folder without files", str(folder), "name a file, a pattern such as data/*.jsonl, or a data set folder")
+    for path in files:
+        digest.update(f"\n{path.relative_to(folder)} {digest_file(path)}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def dataset_rows(folder: Path, split: str | None, source: str) -> Iterator[bytes]:
+    """A line of JSON for each row.
+
+    Raises:
+        DataError: the library cannot read it, there is no such split, or one has to be named.
+        MissingExtra: without the package `datasets`.
+    """
+    try:
+        import datasets
+        import pyarrow as pa
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError:
+        raise MissingExtra("datasets", "data") from None
+    try:
+        found: Any
+        if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            found = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder), streaming=True)
+        for batch in _chosen(found, split, source).with_format("arrow").iter(BATCH):
+            yield from arrow_lines(batch)
+    except (DatasetsError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        fix = "a folder of files that the library cannot join is read by a pattern, each file by itself: folder/*.jsonl"
+        raise DataError(f"the data set cannot be read: {said}", source, fix) from error
+
+
+def _chosen(found: Any, split: str | None, source: str) -> Any:
+    splits = list(found) if isinstance(found, Mapping) else []
+    if split is None and len(splits) > 1:
+        raise DataError(f"has the splits {', '.join(splits)}", source, f"name one: {source}:{splits[0]}")
+    if split is not None and split not in splits:
+        what = f"has no split {split!r}, but {', '.join(splits)}" if splits else "has no splits"
+        raise DataError(what, source, f"name one: {source.rpartition(':')[0]}:{splits[0]}" if splits else "leave it out")
+    return found[split or splits[0]] if splits else found

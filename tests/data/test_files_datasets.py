@@ -1,0 +1,90 @@
+"""Data set folders through the `datasets` library, and data sets of the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xwin.data.files import Table, named_tables
+from xwin.errors import DataError
+
+datasets = pytest.importorskip("datasets")
+
+ROWS: list[dict[str, Any]] = [{"id": f"r{i}", "messages": [{"role": "user", "content": "é"}], "score": None if i else 0.5} for i in range(150)]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    datasets.disable_progress_bars()
+
+
+def read(source: str, tmp_path: Path) -> Table:
+    (found,) = named_tables(source, cache=tmp_path / "cache")
+    return found
+
+
+def test_a_saved_data_set_gives_its_rows(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    for source in (f"{tmp_path}/saved", f"hf:{tmp_path}/saved"):
+        assert [row.value for row in read(source, tmp_path)] == ROWS
+    with pytest.raises(DataError, match="has no splits"):
+        read(f"{tmp_path}/saved:train", tmp_path)
+
+
+def test_a_saved_data_set_with_splits_needs_one_named(tmp_path: Path) -> None:
+    parts = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    assert [row.value for row in read(f"{tmp_path}/saved:test", tmp_path)] == ROWS[:2]
+    with pytest.raises(DataError, match="train, test") as caught:
+        read(f"{tmp_path}/saved", tmp_path)
+    assert caught.value.fix == f"name one: {tmp_path}/saved:train"
+    with pytest.raises(DataError, match="no split 'valid'"):
+        read(f"{tmp_path}/saved:valid", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_folder_of_files_is_a_data_set_with_a_split_for_each_name(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, rows in (("train", ROWS), ("test", ROWS[:3])):
+        made = datasets.Dataset.from_list([{"id": row["id"], "text": "a,b\nc"} for row in rows])
+        {"jsonl": made.to_json, "parquet": made.to_parquet, "csv": made.to_csv}[kind](str(folder / f"{name}.{kind}"))
+    assert [row.value for row in read(f"{folder}:test", tmp_path)] == [{"id": row["id"], "text": "a,b\nc"} for row in ROWS[:3]]
+    assert len(read(f"{folder}:train", tmp_path)) == len(ROWS)
+
+
+def test_the_digest_of_a_folder_follows_its_content_and_the_split(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    first = read(f"{folder}:train", tmp_path).digest
+    assert read(f"{folder}", tmp_path).digest != first
+    (folder / "train.jsonl").write_text(json.dumps(ROWS[1]))
+    again = read(f"{folder}:train", tmp_path)
+    assert again.digest != first
+    assert again[0].value == ROWS[1]
+
+
+def test_a_folder_that_the_library_cannot_read_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    for name, text in (("broken.jsonl", '{"a": 1}\n{"a":\n'), ("broken.parquet", "PAR1....")):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(DataError, match="the data set cannot be read"):
+            read(str(folder), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="folder without files"):
+        read(str(tmp_path / "empty"), tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_had_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for source in ("hf:nobody/has-this", "hf:nobody/has-this@main:train"):
+        with pytest.raises(DataError, match="hub cannot be reached"):
+            read(source, tmp_path)
+    with pytest.raises(DataError, match="no such data set"):
+        read("hf:not a name", tmp_path)
