@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xwin.ops import kl_k1, kl_k2, kl_k3, masked_mean, masked_variance, token_logp, whiten
+from xwin.ops import kl_k1, kl_k2, kl_k3, masked_mean, masked_variance, token_logp, uniform_logp, whiten
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -102,6 +102,25 @@ def test_token_logp_is_log_softmax_at_the_temperature(temperature: float, chunk:
     plain = torch.autograd.grad(whole[torch.arange(7), tokens], leaves, upstream)
     for a, b in zip(mine, plain, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("trained", ["hidden", "hidden and head"])
+def test_uniform_logp_is_the_mean_of_log_softmax(temperature: float, biased: bool, trained: str) -> None:
+    hidden, weight, bias = drawn(7, 5), drawn(11, 5, seed=1), drawn(11, seed=2) if biased else None
+    leaves = [x for x in ((hidden,) if trained == "hidden" else (hidden, weight, bias)) if x is not None]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    tokens = torch.tensor([0, 10, 3, 3, 5, 7, 1])
+    logp, _ = token_logp(hidden, weight, bias, tokens, temperature=temperature, chunk=3)
+    found = uniform_logp(logp, hidden, weight, bias, tokens, temperature=temperature)
+    logits = hidden @ weight.T if bias is None else hidden @ weight.T + bias
+    whole = (logits / temperature).log_softmax(-1).mean(-1)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-6)
+    upstream = drawn(7, seed=3)
+    for a, b in zip(torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(whole, leaves, upstream), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_token_logp_computes_in_fp32_also_under_autocast() -> None:

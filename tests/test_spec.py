@@ -87,7 +87,7 @@ def test_settings_survive_a_dump_and_a_load() -> None:
     [
         ({"kind": "pppo"}, "unknown kind 'pppo'"),
         ("zzz", "unknown kind 'zzz'"),
-        ({"clip": 0.1}, "needs a kind: one of bradley_terry, ppo, sft, value"),
+        ({"clip": 0.1}, "needs a kind: one of bradley_terry, cispo, dpo"),
         (3, "needs a kind"),
         ({"kind": 3}, "needs a kind"),
         ({"kind": "base"}, "unknown kind 'base'"),

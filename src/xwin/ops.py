@@ -78,6 +78,31 @@ def token_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tens
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
+def uniform_logp(logp: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *, temperature: float) -> Tensor:
+    """Mean of log p over the whole vocabulary: -cross-entropy to the uniform distribution, in fp32.
+
+    All log-probabilities of a row have one normaliser, which the token's own already holds, so no logits are formed again:
+    mean_v log p_v = log p_y + (mean_v logit_v - logit_y),  and the mean of the logits is that of the mean embedding.
+
+    Args:
+        logp: [N] of the tokens, nats; see token_logp. Carries gradient.
+        hidden: [N, d] what predicts each token. May carry gradient.
+        weight: [V, d] output embedding. May carry gradient.
+        bias: [V] or None. May carry gradient.
+        tokens: [N] int64.
+        temperature: divides the logits, unitless, > 0.
+
+    Returns:
+        [N] nats.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        table = weight.float()
+        gap = torch.linalg.vecdot(hidden.float(), table.mean(0) - table[tokens])
+        if bias is not None:
+            gap = gap + bias.float().mean() - bias.float()[tokens]
+        return logp + gap / temperature
+
+
 def _rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     logits = linear(hidden.float(), weight.float(), None if bias is None else bias.float())
     logp = logits.div_(temperature).log_softmax(-1)

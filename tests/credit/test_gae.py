@@ -117,3 +117,20 @@ def test_a_rollouts_columns_are_zero_over_its_prompt() -> None:
     sample = to_sample(rollout("q", 2, 2, 0.0), {"x": (0.5, -0.5)})
     assert (sample.id, sample.tokens, sample.mask) == ("q/2", (1, 2, 3, 10, 11), (False, False, False, True, True))
     assert sample.columns == {"x": (0.0, 0.0, 0.0, 0.5, -0.5)}
+
+
+def test_without_a_reference_nothing_is_paid() -> None:
+    columns = {"old_logp": [(-1.0, -3.0)], "value": [(0.0, 0.0)]}
+    (sample,) = Gae(lam=1.0).assign([group(rollout("q", 0, 2, 5.0))], columns, kl_coef=0.3).samples
+    assert sample.columns["returns"] == pytest.approx((0, 0, 0, 5, 5))
+
+
+def test_an_engine_that_differs_is_corrected_in_the_advantage_and_not_in_the_return() -> None:
+    """The engine wrote -1 for each token; the learner says -1 and -4: weights 1 and e^-3, the second below 0.5 and masked."""
+    columns = {"old_logp": [(-1.0, -4.0)], "value": [(1.0, 0.0)]}
+    plain, masked = (Gae.model_validate(s).assign([group(rollout("q", 0, 2, 5.0))], columns, 0.0) for s in ({}, {"correction": {"kind": "mask"}}))
+    assert masked.samples[0].columns["returns"] == plain.samples[0].columns["returns"]
+    first, second = plain.samples[0].columns["advantage"][3:], masked.samples[0].columns["advantage"][3:]  # type: ignore[index]
+    assert second == (first[0], 0.0)
+    assert first[1] != 0.0
+    assert masked.stats["importance_weight"] == (1.0, 2)

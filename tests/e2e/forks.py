@@ -34,6 +34,7 @@ PRELOADED = (
     "xwin.stages.best_of_n",
     "xwin.stages.evaluate",
     "xwin.stages.pairs",
+    "xwin.stages.preference",
     "xwin.stages.prompts",
     "xwin.stages.reward_model",
     "xwin.stages.rl",

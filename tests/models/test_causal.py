@@ -186,6 +186,18 @@ def test_entropy_has_no_gradient_and_nothing_is_said_outside_the_mask(tiny_folde
         assert all(out.get(name).dtype == torch.float32 for name in READS)
 
 
+def test_the_mean_over_the_vocabulary_is_that_of_all_log_probs(tiny_folder: Path) -> None:
+    """Against plain transformers, one sequence at a time."""
+    model, network = frozen(tiny_folder), plain(tiny_folder)
+    found = said(model, pack(samples(), tokens=200, share=True, temperature=0.7), frozenset({"uniform"}))["uniform"]
+    for sample in samples():
+        with torch.no_grad():
+            logp = (network(input_ids=torch.tensor([sample.tokens])).logits[0, :-1] / 0.7).log_softmax(-1).mean(-1)
+        expected = torch.cat([torch.zeros(1), logp * torch.tensor(sample.mask[1:])])
+        mine = torch.tensor(found[sample.id])
+        torch.testing.assert_close(mine, expected[-len(mine) :], **CLOSE)
+
+
 def test_only_what_is_asked_for_is_said(tiny_folder: Path) -> None:
     out = frozen(tiny_folder)(pack(samples()[:1], tokens=90)[0], frozenset({"logp"}))
     assert (out.value, out.score) == (None, None)

@@ -278,3 +278,13 @@ def test_a_packaged_model_with_another_digest_is_refused_and_leaves_nothing(tmp_
 def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert digest_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_model_may_name_every_template_there_is() -> None:
+    """The names stand twice, because reading a recipe brings no torch."""
+    from typing import get_args
+
+    from xwin.data.template import NAMES
+    from xwin.models.hub import TemplateName
+
+    assert set(get_args(TemplateName)) == set(NAMES)

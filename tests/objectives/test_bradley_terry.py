@@ -11,13 +11,13 @@ from xwin.objectives.bradley_terry import BradleyTerry, bradley_terry
 
 def test_the_loss_by_hand() -> None:
     """-log sigmoid(2 - 1 - 0.5) = log(1 + e^-0.5) = 0.474077; plus 0.1 * 3^2 = 0.9."""
-    loss = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.5]), centre=0.1)
+    loss = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.5]), centre=0.1, flipped=0.0)
     assert loss.item() == pytest.approx(math.log1p(math.exp(-0.5)) + 0.9)
 
 
 def test_equal_scores_give_ln_2_and_a_gradient_of_a_half() -> None:
     chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
-    loss = bradley_terry(chosen, rejected, torch.zeros(1), centre=0.01)
+    loss = bradley_terry(chosen, rejected, torch.zeros(1), centre=0.01, flipped=0.0)
     assert loss.item() == pytest.approx(math.log(2))
     loss.sum().backward()
     assert chosen.grad is not None
@@ -26,19 +26,43 @@ def test_equal_scores_give_ln_2_and_a_gradient_of_a_half() -> None:
 
 
 def test_the_loss_depends_on_the_difference_when_not_centred() -> None:
-    one = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.zeros(1), centre=0.0)
-    far = bradley_terry(torch.tensor([102.0]), torch.tensor([101.0]), torch.zeros(1), centre=0.0)
+    one = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.zeros(1), centre=0.0, flipped=0.0)
+    far = bradley_terry(torch.tensor([102.0]), torch.tensor([101.0]), torch.zeros(1), centre=0.0, flipped=0.0)
     torch.testing.assert_close(one, far)
 
 
 def test_far_scores_are_finite_with_a_finite_gradient() -> None:
     """log(1 + e^x) spelled out would overflow at 200: the loss there is 200 and its gradient 1."""
     chosen = torch.tensor([-100.0, 100.0], requires_grad=True)
-    loss = bradley_terry(chosen, -chosen.detach(), torch.zeros(2), centre=0.0)
+    loss = bradley_terry(chosen, -chosen.detach(), torch.zeros(2), centre=0.0, flipped=0.0)
     loss.sum().backward()
     assert loss.tolist() == [200.0, 0.0]
     assert chosen.grad is not None
     assert chosen.grad.tolist() == [-1.0, 0.0]
+
+
+def test_smoothed_labels_by_hand() -> None:
+    """d = 2 - 1 - 0.5 = 0.5: 0.9 * 0.474077 + 0.1 * 0.974077; the margin is in both terms, the centring in neither."""
+    loss = bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.5]), centre=0.1, flipped=0.1)
+    assert loss.item() == pytest.approx(0.9 * math.log1p(math.exp(-0.5)) + 0.1 * math.log1p(math.exp(0.5)) + 0.9)
+
+
+def test_smoothed_labels_pull_the_difference_to_a_finite_value() -> None:
+    """Least where sigmoid(d) = 0.9: at d = log 9 the gradient is 0, above it the chosen score is pulled down."""
+    chosen = torch.tensor([math.log(9), 5.0], dtype=torch.float64, requires_grad=True)
+    zeros = torch.zeros(2, dtype=torch.float64)
+    bradley_terry(chosen, zeros, zeros, centre=0.0, flipped=0.1).sum().backward()
+    assert chosen.grad is not None
+    assert chosen.grad[0].item() == pytest.approx(0.0, abs=1e-12)
+    assert chosen.grad[1].item() > 0
+
+
+def test_the_setting_reaches_the_loss() -> None:
+    rows = [Sample(f"x/{side}", (1, 2), (False, True), {"margin": 0.0}, "x") for side in "cr"]
+    (batch,) = pack(rows, tokens=8)
+    out = Outputs(score=torch.tensor([2.0, 0.0]))
+    values = BradleyTerry(centre=0.0, flipped=0.2).loss(batch, out).values
+    assert values.tolist() == pytest.approx([0.8 * math.log1p(math.exp(-2.0)) + 0.2 * math.log1p(math.exp(2.0))])
 
 
 def test_pairs_are_found_by_their_bonds_chosen_first() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,28 @@ from xwin.objectives.base import Objective
 from xwin.run.events import Mean, Measure, merged
 from xwin.spec import lookup, names
 
-OBJECTIVES = [lookup(Objective, name)() for name in names(Objective.package)]
-SURROGATES = [o for o in OBJECTIVES if {"old_logp", "advantage"} <= o.needs]
-PER_SEQUENCE = {"margin"}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "bradley_terry": [{"flipped": 0.1, "margin_scale": 1.0}],
+    "grpo": [
+        {"clip": 0.1, "weighting": {"kind": "sequence_mean"}, "kl": {"coef": 0.1, "estimator": "k1"}},
+        {"weighting": {"kind": "fixed_length", "tokens": 7}, "kl": {"coef": 0.1, "estimator": "k2"}},
+        {"kl": {"coef": 0.1, "estimator": "k3"}},
+        {"kl": {"coef": 0.1, "estimator": "k3", "gradient": "estimator"}},
+        {"weighting": {"kind": "sequence_mean"}},
+        {"weighting": {"kind": "fixed_length", "tokens": 7}},
+    ],
+    "ppo": [{"clip": [0.1, 0.4], "dual_clip": None}],
+    "reinforce": [{"weighting": {"kind": "sequence_mean"}}],
+    "dpo": [{"flipped": 0.1}, {"flipped": 0.1, "smoothing": "robust"}, {"log_ratio": "mean", "nll": 0.2}],
+    "ipo": [{"log_ratio": "mean"}],
+    "kto": [{"desirable": 0.5, "undesirable": 2.0}],
+    "sft": [{"weighting": "sequence_mean"}, {"label_smoothing": 0.1}],
+}
+"""Other settings that the laws must hold for."""
+OBJECTIVES = [lookup(Objective, name)(**settings) for name in names(Objective.package) for settings in [{}, *VARIANTS.get(name, [])]]
+SURROGATES = [o for o in OBJECTIVES if "advantage" in o.needs and "ref_logp" not in o.needs and o.kind != "gspo"]
+"""Policy gradients of single tokens."""
+PER_SEQUENCE = {"margin", "label", "reference_point"}
 every = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
 
 
@@ -34,7 +54,11 @@ def rows(objective: Objective, *, gap: float = 0.3, seed: int = 0) -> list[Sampl
         if k % 3 == 0:
             mask[11] = False
         total = len(prompt + answer)
-        columns = {n: 0.5 if n in PER_SEQUENCE else tuple((torch.randn(total, generator=random) * gap).tolist()) for n in sorted(objective.needs)}
+        scalars = {"label": 1.0 - k % 2}
+        columns = {
+            n: scalars.get(n, 0.5) if n in PER_SEQUENCE else tuple((torch.randn(total, generator=random) * gap).tolist())
+            for n in sorted(objective.needs)
+        }
         out.append(Sample(f"s{k}", prompt + answer, tuple(mask), columns, bond=f"p{k // 2}"))
     return out
 
@@ -50,9 +74,10 @@ class Table:
 
     def __post_init__(self) -> None:
         random = torch.Generator().manual_seed(7)
-        for name in ("logp", "entropy", "value", "score"):
+        for name in ("logp", "entropy", "value", "score", "uniform"):
             sizes = {s.id: 1 if name == "score" else len(s.tokens) for s in self.samples}
             rows = {key: torch.randn(n, generator=random, dtype=torch.float64) * self.scale for key, n in sizes.items()}
+            rows = {key: -row.abs() for key, row in rows.items()} if name == "logp" else rows  # a probability is at most 1
             self.leaves[name] = {key: row.to(self.dtype).requires_grad_(name != "entropy") for key, row in rows.items()}
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -127,7 +152,7 @@ def test_what_is_masked_has_no_gradient_and_may_hold_anything(objective: Objecti
     clean = learn(objective, table, pack(samples, tokens=500))
     for sample in samples:
         masked = ~torch.tensor(sample.mask)
-        for name in ("logp", "value"):
+        for name in ("logp", "value", "uniform"):
             assert not clean.gradients[name, sample.id][masked].any()
     for poison in (torch.nan, torch.inf, 1e30):
         (batch,) = pack(samples, tokens=500)
@@ -160,7 +185,7 @@ def test_far_apart_is_finite(objective: Objective, gap: float) -> None:
     samples = rows(objective)
     table = Table(samples)
     with torch.no_grad():
-        for name in ("logp", "value", "score"):
+        for name in ("logp", "value", "score", "uniform"):
             for i, s in enumerate(samples):
                 old = s.columns.get({"logp": "old_logp", "value": "value"}.get(name, ""), 0.0)
                 away = torch.tensor(old) + gap if isinstance(old, tuple) else torch.full_like(table.leaves[name][s.id], gap)
@@ -189,7 +214,7 @@ class Listener(Outputs):
     read: set[str] = field(default_factory=set)
 
     def __getattribute__(self, name: str) -> object:
-        if name in {"logp", "entropy", "value", "score"}:
+        if name in {"logp", "entropy", "value", "score", "uniform"}:
             object.__getattribute__(self, "read").add(name)
         return super().__getattribute__(name)
 
@@ -200,8 +225,8 @@ def test_it_reads_the_columns_and_outputs_it_declares_and_no_others(objective: O
     (batch,) = pack(samples, tokens=500)
     said = Table(samples)(batch)
     witness = Witness(**vars_of(batch))
-    logp, entropy, value, score = (getattr(said, n) if n in objective.reads else None for n in ("logp", "entropy", "value", "score"))
-    listener = Listener(logp, entropy, value, score)
+    listener = Listener(**{n: getattr(said, n) for n in objective.reads})
+    listener.read.clear()
     objective.weigh(witness)
     objective.loss(witness, listener)
     assert witness.read == set(objective.needs)
@@ -218,13 +243,16 @@ def test_on_policy_the_gradient_is_minus_the_advantage_of_each_token(objective: 
     table = Table(samples)
     with torch.no_grad():
         for s in samples:
-            table.leaves["logp"][s.id].copy_(torch.tensor(s.columns["old_logp"]))
+            if "old_logp" in objective.needs:  # else any policy is the one that sampled
+                table.leaves["logp"][s.id].copy_(torch.tensor(s.columns["old_logp"]))
     batches = pack(samples, tokens=70, share=True)
-    count = sum(sum(s.mask) for s in samples)
     gradients = learn(objective, table, batches).gradients
-    for s in samples:
-        expected = -torch.tensor(s.columns["advantage"]).masked_fill(~torch.tensor(s.mask), 0.0) / count
-        torch.testing.assert_close(gradients["logp", s.id], expected)
+    (whole,) = pack(samples, tokens=500)
+    weighting = objective.weigh(whole)
+    for segment in whole.samples():
+        mine = whole.segment == segment
+        expected = (-whole.column("advantage") * weighting.weight / weighting.count)[mine]
+        torch.testing.assert_close(gradients["logp", whole.ids[segment]], expected)
 
 
 @every

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from xwin.data.batch import Outputs, Sample, pack
+from xwin.objectives._clip import bounds
 from xwin.objectives.ppo import Ppo, ppo
 
 ROWS = [  # ratio, advantage, loss and its gradient in logp without and with a dual clip of 3; clip 0.2
@@ -72,3 +74,40 @@ def test_metrics_are_over_the_mask() -> None:
     assert stats["ratio_gap"].value == pytest.approx(math.log(2))
     k3 = [r - 1 - math.log(r) for r in (1.5, 0.5, 1.5, 1.0)]
     assert stats["approximate_kl"].value == pytest.approx(sum(k3) / 4, rel=1e-5)
+
+
+def test_two_slacks_by_hand() -> None:
+    """Slack 0.1 below and 0.4 above: a good token counts up to 1.4, a bad one is cut below 0.9."""
+    ratio = torch.tensor([1.35, 1.5, 0.85, 0.95], dtype=torch.float64)
+    advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    logp = ratio.log().requires_grad_()
+    loss = ppo(logp, torch.zeros(4, dtype=torch.float64), advantage, clip=(0.1, 0.4), dual_clip=None)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([-1.35, -1.4, 0.9, 0.95])
+    assert logp.grad is not None
+    assert logp.grad.tolist() == pytest.approx([-1.35, 0.0, 0.0, 0.95])
+
+
+def test_one_slack_is_both() -> None:
+    assert bounds(0.2) == bounds((0.2, 0.2)) == (0.8, 1.2)
+    assert bounds((0.2, 0.28)) == (0.8, 1.28)
+    logp, old, advantage = rows()
+    both = ppo(logp, old, advantage, clip=(0.2, 0.2), dual_clip=3.0)
+    assert torch.equal(ppo(logp, old, advantage, clip=0.2, dual_clip=3.0), both)
+
+
+def test_the_settings_say_one_slack_or_two() -> None:
+    assert Ppo().settings() == {"clip": 0.2, "dual_clip": 3.0}
+    assert Ppo.model_validate({"clip": [0.2, 0.28]}).clip == (0.2, 0.28)
+    for wrong in (0, [0.2], [0.2, 0], [0.1, 0.2, 0.3]):
+        with pytest.raises(ValidationError):
+            Ppo.model_validate({"clip": wrong})
+
+
+def test_clipped_counts_what_has_lost_its_gradient() -> None:
+    """Slacks 0.1 and 0.4: of ratios 1.35, 1.5 (good) and 0.85, 0.95 (bad), the second and the third."""
+    logp = torch.tensor([0.0, 1.35, 1.5, 0.85, 0.95]).log()
+    sample = Sample("a", (1, 2, 3, 4, 5), (False, True, True, True, True), {"old_logp": (0.0,) * 5, "advantage": (0.0, 1, 1, -1, -1)})
+    (batch,) = pack([sample], tokens=8)
+    stats = Ppo(clip=(0.1, 0.4)).loss(batch, Outputs(logp=logp.masked_fill(~batch.mask, 0.0), entropy=torch.ones(5))).stats
+    assert stats["clipped"].value == 0.5

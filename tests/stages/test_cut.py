@@ -1,16 +1,27 @@
 """How rows become optimizer steps: every row once an epoch, no bond split, a function of rows and seed alone."""
 
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xwin.data.batch import Sample
-from xwin.stages._training import cut
+from xwin.data.store import Pool, stored
+from xwin.stages import _training
 
 
 def sample(name: str, length: int, bond: str | None = None) -> Sample:
     return Sample(name, (5,) * length, (False, *(True,) * (length - 1)), bond=bond)
+
+
+def cut(*sources: Sequence[Sample], tokens: int, epochs: int, seed: int, weights: Sequence[float] = ()) -> list[list[Sample]]:
+    """The samples of each step."""
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Pool(tuple(stored(Path(folder) / str(i), lambda _, rows=rows: rows) for i, rows in enumerate(sources)))
+        return list(_training.cut(pool, tokens=tokens, epochs=epochs, seed=seed, weights=weights))
 
 
 def names(steps: list[list[Sample]]) -> list[list[str]]:
@@ -52,3 +63,20 @@ def test_a_pair_stays_together_and_in_order_even_when_it_is_too_long() -> None:
     rows = [sample(f"{i}/{side}", 30, bond=str(i)) for i in range(5) for side in ("chosen", "rejected")]
     steps = names(cut(rows, tokens=50, epochs=1, seed=3))
     assert sorted(steps) == [[f"{i}/chosen", f"{i}/rejected"] for i in range(5)]
+
+
+def test_weights_say_how_often_an_epoch_holds_each_source() -> None:
+    """2.5 = every row twice and half of them once more; in the next epoch the other half."""
+    chat, maths = [sample(f"c{i}", 3) for i in range(8)], [sample(f"m{i}", 3) for i in range(6)]
+    epochs = [Counter(s.id for step in cut(chat, maths, tokens=9, epochs=n, seed=4, weights=(1.0, 2.5)) for s in step) for n in (1, 2)]
+    assert all(epochs[0][s.id] == 1 for s in chat)
+    assert sorted(epochs[0][s.id] for s in maths) == [2, 2, 2, 3, 3, 3]
+    assert {s.id: epochs[1][s.id] for s in maths} == dict.fromkeys((s.id for s in maths), 5)
+
+
+def test_sources_keep_their_own_bonds() -> None:
+    """Two sources number their bonds alike; that does not make them one."""
+    first, second = ([sample(f"{name}{side}", 5, bond="0") for side in "ab"] for name in "xy")
+    steps = cut(first, second, tokens=10, epochs=1, seed=0)
+    assert sorted(names(steps)) == [["xa", "xb"], ["ya", "yb"]]
+    assert len({s.bond for step in steps for s in step}) == 2

@@ -68,7 +68,7 @@ def test_two_samples_of_a_pair_share_the_prompt_and_carry_the_margin(tmp_path: P
     data = write(tmp_path / "pairs.jsonl", [{**pairs("ab", "c", 1)[0], "margin": 0.5}])
     template = load_template(tiny_folder, "vicuna")
     (preference,) = read_preferences(data)
-    chosen, rejected = paired(template, [preference], longest=4096)
+    chosen, rejected = paired(template, [preference])
     prompt = template.prompt(preference.prompt)
     assert chosen.tokens[: len(prompt)] == rejected.tokens[: len(prompt)] == prompt
     assert (chosen.start, rejected.start) == (len(prompt), len(prompt))
@@ -82,4 +82,5 @@ def test_a_pair_that_fits_no_batch_is_named(tmp_path: Path, tiny_folder: Path) -
     write(tmp_path / "pairs.jsonl", [*pairs("a", "b", 1), {**pairs("long " * 30, "b", 1)[0], "id": "big"}])
     error = failure(tmp_path, tiny_folder, {"rm": {**RM, "tokens_per_batch": 500}})
     assert error.exit_code == 2
-    assert str(error).startswith("big: a pair of ")
+    assert str(error).startswith("1:big/chosen, 1:big/rejected: ")
+    assert "tokens, but a batch holds 500" in str(error)

@@ -15,7 +15,7 @@ from xwin.data.rollout import Group, Rollout, rollout_from_json
 from xwin.errors import RecipeError
 from xwin.learning.learner import Learner
 from xwin.objectives.ppo import Ppo
-from xwin.stages._rl import Packing, RolloutLog, Team, describe, in_order, minibatches
+from xwin.stages._rl import Packing, RolloutLog, Team, describe, divergence, in_order, minibatches
 from xwin.stages.rl import Kl, placed
 
 from .small import Done, carry_out, chats, failure, pairs, prompts, read, write
@@ -198,7 +198,7 @@ def test_describe_by_hand() -> None:
     user = Conversation("x", (Message("user", "?"),))
     group = Group(user, (rollout("g", 0, (9,), (2,)), rollout("g", 1, (9,), (5, 2))), ("", ""))
     columns = {"old_logp": [(-1.0,), (-1.5, -0.5)], "ref_logp": [(-1.5,), (-1.75, 0.25)]}
-    found = describe([group], columns)
+    found = describe([group]) | divergence([group], columns)
     assert found["kl"] == pytest.approx(0.0)
     assert found["kl_k3"] == pytest.approx(sum(math.exp(-d) - 1 + d for d in (0.5, 0.25, -0.75)) / 3)
     assert found["engine_gap"] == pytest.approx((0 + 0.5 + 0.5) / 3)

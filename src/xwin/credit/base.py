@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from xwin.data.batch import Sample
 from xwin.data.rollout import Group, Rollout
 from xwin.spec import Kind
@@ -37,10 +40,27 @@ class Credit(Kind):
 
         Args:
             groups: with every rollout's score filled in.
-            columns: what `needs` names.
+            columns: what `needs` names; ref_logp too where a KL price is to be paid.
             kl_coef: price of one nat of KL to the reference, reward units per nat.
         """
         raise NotImplementedError
+
+
+def prices(groups: Sequence[Group], columns: Columns, kl_coef: float) -> list[Tensor]:
+    """What each completion token pays for its KL: kl_coef * (log pi_old - log ref), the k1 estimate, which may be negative.
+
+    Returns:
+        For each rollout [L] float64, reward units; zeros where there is no reference.
+    """
+    if "ref_logp" not in columns:
+        return [torch.zeros(len(r.completion), dtype=torch.float64) for group in groups for r in group.rollouts]
+    pairs = zip(columns["old_logp"], columns["ref_logp"], strict=True)
+    return [kl_coef * (torch.tensor(old, dtype=torch.float64) - torch.tensor(ref, dtype=torch.float64)) for old, ref in pairs]
+
+
+def scores_of(group: Group) -> Tensor:
+    """[n] scores of a group's answers, float64, reward units; 0 where there is none."""
+    return torch.tensor([r.score.value if r.score else 0.0 for r in group.rollouts], dtype=torch.float64)
 
 
 def to_sample(rollout: Rollout, columns: Mapping[str, Sequence[float]]) -> Sample:

@@ -12,7 +12,8 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from xwin.credit.base import Columns, Credit, Credited, to_sample
+from xwin.credit._correction import Correction, corrected
+from xwin.credit.base import Columns, Credit, Credited, prices, to_sample
 from xwin.data.rollout import Group
 from xwin.ops import whiten
 
@@ -51,22 +52,26 @@ class Gae(Credit):
     lam: Annotated[float, Ge(0), Le(1)] = 0.95
     """Trade of bias against variance: 0 trusts the critic, 1 the return, unitless."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "ref_logp", "value"})
+    correction: Correction | None = None
+    """What is done about an engine whose log-probs are not the learner's; null = nothing."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "value"})
     gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage", "value", "returns"})
 
     def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
         rollouts = [r for group in groups for r in group.rollouts]
-        old, ref, value = ([torch.tensor(row, dtype=torch.float64) for row in columns[name]] for name in ("old_logp", "ref_logp", "value"))
+        values = [torch.tensor(row, dtype=torch.float64) for row in columns["value"]]
         advantages = []
-        for rollout, o, f, v in zip(rollouts, old, ref, value, strict=True):
-            rewards = -kl_coef * (o - f)
+        for rollout, price, value in zip(rollouts, prices(groups, columns, kl_coef), values, strict=True):
+            rewards = -price
             rewards[-1] += rollout.score.value if rollout.score else 0.0
-            advantages.append(gae(rewards, v, gamma=self.gamma, lam=self.lam, bootstrap=0.0))
-        flat, before = torch.cat(advantages), torch.cat(value)
+            advantages.append(gae(rewards, value, gamma=self.gamma, lam=self.lam, bootstrap=0.0))
+        flat = torch.cat(advantages)
         lengths = [len(a) for a in advantages]
         everywhere = torch.ones_like(flat, dtype=torch.bool)
-        white, returns = whiten(flat, everywhere).split(lengths), (flat + before).split(lengths)
+        returns = (flat + torch.cat(values)).split(lengths)
+        white, stats = corrected(self.correction, rollouts, columns, whiten(flat, everywhere).split(lengths))
         names = ("old_logp", "value", "advantage", "returns")
         rows = zip(columns["old_logp"], columns["value"], (a.tolist() for a in white), (g.tolist() for g in returns), strict=True)
         samples = tuple(to_sample(r, dict(zip(names, row, strict=True))) for r, row in zip(rollouts, rows, strict=True))
-        return Credited(samples, {"advantage": (float(flat.sum()), float(flat.numel()))})
+        return Credited(samples, {"advantage": (float(flat.sum()), float(flat.numel())), **stats})

@@ -18,7 +18,7 @@ from xwin.models import attention
 from xwin.models.heads import ScalarHead, read_reward_stats
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
 from xwin.models.weights import write_weights
-from xwin.ops import token_logp
+from xwin.ops import token_logp, uniform_logp
 
 Head = Literal["language", "value", "score"]
 
@@ -82,23 +82,30 @@ class PackedModel(nn.Module):
 
         Args:
             batch: T tokens, S segments.
-            reads: of logp, entropy, value, score.
+            reads: of logp, entropy, value, score, uniform.
         """
         hidden = self.hidden(batch)
-        logp = entropy = value = score = None
+        logp = entropy = value = score = uniform = None
         rows = batch.mask.nonzero().squeeze(1)
         before = hidden[batch.source[rows]]
-        if reads & {"logp", "entropy"}:
-            logp, entropy = (torch.zeros_like(hidden[:, 0]).index_copy(0, rows, x) for x in self._language(before, batch, rows))
+        if reads & {"logp", "entropy", "uniform"}:
+            found = self._language(before, batch, rows)
+            logp, entropy = (torch.zeros_like(hidden[:, 0]).index_copy(0, rows, x) for x in found)
+            if "uniform" in reads:
+                uniform = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, self._uniform(found[0], before, batch.tokens[rows], batch.temperature))
         if "value" in reads:
             value = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, self._scalar(before))
         if "score" in reads:
             score = self._scalar(hidden[batch.last])
-        return Outputs(logp, entropy, value, score)
+        return Outputs(logp, entropy, value, score, uniform)
 
     def _language(self, hidden: Tensor, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
         head = self.output
         return token_logp(hidden, head.weight, head.bias, batch.tokens[rows], temperature=batch.temperature, chunk=CHUNK)
+
+    def _uniform(self, logp: Tensor, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        head = self.output
+        return uniform_logp(logp, hidden, head.weight, head.bias, tokens, temperature=temperature)
 
     def _scalar(self, hidden: Tensor) -> Tensor:
         if self.head is None:

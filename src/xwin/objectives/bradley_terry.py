@@ -1,6 +1,7 @@
 """Reward modelling from pairs: the chosen answer should score higher.
 
-Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, equation 1; the margin as in Touvron et al. 2023, arXiv:2307.09288, equation 2.
+Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, equation 1; the margin as in Touvron et al. 2023, arXiv:2307.09288, equation 2;
+smoothed labels as in Mitchell 2023, "A note on DPO with noisy preferences", equation 3, on scores instead of log-ratios.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -16,21 +17,25 @@ from xwin.data.batch import Batch, Outputs
 from xwin.objectives.base import Loss, Objective, Weighting, mean, pair_mean
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, *, centre: float) -> Tensor:
-    """Per-pair loss  L_p = -log sigmoid(s_chosen - s_rejected - margin) + centre * (s_chosen + s_rejected)^2.
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, *, centre: float, flipped: float) -> Tensor:
+    """Per-pair loss  L_p = -(1 - e) log sigmoid(d) - e log sigmoid(-d) + centre * (s_chosen + s_rejected)^2,  d = s_chosen - s_rejected - margin.
 
-    The second term (Eisenstein et al. 2023, arXiv:2312.09244, section 4) holds the scores near zero, which the first leaves free.
+    The last term (Eisenstein et al. 2023, arXiv:2312.09244, section 4) holds the scores near zero, which the others leave free. With e above
+    0 the loss is least where d = log((1 - e) / e): differences stay finite.
 
     Args:
         chosen: [P] score of the better answer, reward units. Carries gradient.
         rejected: [P] of the other. Carries gradient.
         margin: [P] how much better it must be, reward units.
-        centre: weight of the second term, unitless, >= 0.
+        centre: weight of the last term, unitless, >= 0.
+        flipped: e, the share of labels taken to be wrong, in [0, 0.5).
 
     Returns:
         [P] loss, nats.
     """
-    return -logsigmoid(chosen - rejected - margin) + centre * (chosen + rejected) ** 2
+    difference = chosen - rejected - margin
+    smoothed = -(1 - flipped) * logsigmoid(difference) - flipped * logsigmoid(-difference)
+    return smoothed + centre * (chosen + rejected) ** 2
 
 
 class BradleyTerry(Objective):
@@ -42,6 +47,9 @@ class BradleyTerry(Objective):
     margin_scale: Annotated[float, Ge(0)] = 0.0
     """Reward units of required difference per unit of the data's margin. 0 ignores margins."""
 
+    flipped: Annotated[float, Ge(0), Lt(0.5)] = 0.0
+    """Share of pairs whose label is taken to be wrong. 0 = none."""
+
     needs: ClassVar[frozenset[str]] = frozenset({"margin"})
     reads: ClassVar[frozenset[str]] = frozenset({"score"})
 
@@ -52,7 +60,7 @@ class BradleyTerry(Objective):
         pairs = torch.tensor(batch.pairs(), dtype=torch.long, device=batch.tokens.device).reshape(-1, 2)
         chosen, rejected = out.get("score")[pairs].unbind(1)
         margin = self.margin_scale * batch.column("margin")[pairs[:, 0]]
-        values = bradley_terry(chosen, rejected, margin, centre=self.centre)
+        values = bradley_terry(chosen, rejected, margin, centre=self.centre, flipped=self.flipped)
         everywhere = torch.ones_like(chosen, dtype=torch.bool)
         stats = {"accuracy": mean(chosen > rejected, everywhere), "score_margin": mean(chosen - rejected, everywhere)}
         return Loss(values, stats)

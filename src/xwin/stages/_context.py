@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xwin.data.conversation import Conversation, Preference, read_conversations, read_preferences
-from xwin.data.template import Template, export_vicuna, load_template
+from xwin.data.conversation import Conversation, Preference
+from xwin.data.formats import Makes
+from xwin.data.sources import Rows, load, open_conversations, open_preferences
+from xwin.data.template import Template, export_template, load_template, template_digest
 from xwin.distributed.world import World
 from xwin.engines.base import Engine, EngineKind
 from xwin.errors import DataError
@@ -16,6 +18,7 @@ from xwin.learning.learner import Learner
 from xwin.learning.optim import Optim
 from xwin.models import causal
 from xwin.models.causal import Head
+from xwin.models.hub import cache_folder
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
 from xwin.objectives.base import Objective
 from xwin.run.console import Console
@@ -76,15 +79,29 @@ class Context:
 
     def template(self, ref: str, name: str | None = None) -> Template:
         """The template of a model; `name` chooses another one over the same tokenizer."""
-        return load_template(self.path(ref), name or self.inputs[ref].template or "vicuna")
+        return load_template(self.path(ref), name or self.template_name(ref))
 
-    def conversations(self, *refs: str) -> list[Conversation]:
-        """The rows of one or several sources, in order."""
-        return [row for ref in refs for row in read_conversations(self.path(ref))]
+    def template_name(self, ref: str) -> str:
+        """The name of a model's template."""
+        return self.inputs[ref].template or "vicuna"
 
-    def preferences(self, *refs: str) -> list[Preference]:
-        """The rows of one or several sources, in order."""
-        return [row for ref in refs for row in read_preferences(self.path(ref))]
+    def template_digest(self, ref: str, name: str | None = None) -> str:
+        """Names what `template(ref, name)` does with text, as text that is equal for equal behaviour."""
+        return template_digest(self.path(ref), name or self.template_name(ref))
+
+    def conversations(self, ref: str) -> Rows[Conversation]:
+        """The rows of a source, in order: of a file in any format that is known, or of a stage."""
+        return self._rows(ref, Makes.CONVERSATIONS)
+
+    def preferences(self, ref: str) -> Rows[Preference]:
+        """The rows of a source, in order: of a file in any format that is known, or of a stage."""
+        return self._rows(ref, Makes.PREFERENCES)
+
+    def _rows(self, ref: str, makes: Makes) -> Rows[Any]:
+        path, cache, digest = self.path(ref), cache_folder() / "data", self.inputs[ref].digest
+        if not digest.startswith("stage:"):
+            return load(str(path), makes=makes, cache=cache, digest=digest.removeprefix("file:") if digest.startswith("file:") else None)
+        return open_conversations(path, cache=cache) if makes is Makes.CONVERSATIONS else open_preferences(path, cache=cache)
 
     def learner(  # noqa: PLR0913 - one learner is all of these
         self, ref: str, *, head: Head, objective: Objective, tune: Full | LoRA | LastLayers, optim: Optim, total: int
@@ -115,14 +132,14 @@ class Context:
         guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
         return Loop(self.name, total, learners, self.directory, self.console, self.stop, guards, spec.checkpoint_every, dict(state), patience)
 
-    def finish(self, learner: Learner, loop: Loop, output: str) -> None:
-        """Publishes the best of what was trained, with the Vicuna chat template inside its tokenizer."""
+    def finish(self, learner: Learner, loop: Loop, output: str, template: str) -> None:
+        """Publishes the best of what was trained, with its chat template inside its tokenizer."""
         loop.restore_best()
         folder = self.out(output)
         part = folder.with_name(f".{output}.tmp")
         shutil.rmtree(part, ignore_errors=True)
         learner.publish(part)
-        export_vicuna(part)
+        export_template(part, template)
         part.rename(folder)
         self.metrics |= loop.last
         if loop.best.step >= 0:

@@ -23,7 +23,7 @@ class Resolved:
     """The file or folder; None when it is not made or not fetched yet."""
     artifact: type[Artifact]
     template: str
-    """Of a Model: "vicuna" or "own". What a stage trained is always "vicuna". Empty for data."""
+    """Of a Network: the name of its chat template, inherited along `init` unless a stage taught it another. Empty for data."""
     dtype: str
     """Of a Network: "float32" or "bfloat16", inherited along `init` from the entry of `models:` it started from. Empty for data."""
     source: ModelSource | None

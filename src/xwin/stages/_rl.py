@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,54 @@ from xwin.objectives.value import explained_variance
 from xwin.ops import kl_k3
 from xwin.run.events import Max, Measure, merged
 from xwin.run.storage import storage_errors
+from xwin.scorers._outcome import FAILED, ScorerError, has_failed
 from xwin.seeds import permutation
 
 Columns = dict[str, list[Sequence[float]]]
 """Name -> for each rollout, in order of groups and samples, [L] one number per completion token."""
+
+SMALLEST_SPREAD = 1e-9
+"""Reward units. Scores closer than this are the same."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was sampled for a round."""
+
+    kept: list[Group]
+    """What is learned from: every answer has tokens and a score."""
+    dropped: list[Group]
+    """Groups whose answers all scored the same, when others were drawn in their place."""
+    rows: int
+    """Prompts taken from the stream."""
+
+    @property
+    def everything(self) -> list[Group]:
+        """Kept and dropped: what the policy wrote."""
+        return self.kept + self.dropped
+
+
+def usable(groups: Sequence[Group]) -> list[Group]:
+    """The groups without the answers that hold no token or could not be scored; a group without any answer left is gone."""
+    found = []
+    for group in groups:
+        kept = [k for k, r in enumerate(group.rollouts) if r.completion and not has_failed(r.score)]
+        if kept:
+            found.append(replace(group, rollouts=tuple(group.rollouts[k] for k in kept), texts=tuple(group.texts[k] for k in kept)))
+    return found
+
+
+def varied(group: Group, part: str | None) -> bool:
+    """Whether a group's answers differ in score, or in one part of it.
+
+    Raises:
+        ScorerError: the scores have no such part.
+    """
+    scores = [r.score for r in group.rollouts if r.score is not None]
+    if part is not None and any(part not in score.parts for score in scores):
+        raise ScorerError(f"the score has no part '{part}'", f"prompt {group.prompt.id}", "name a part that the scorer gives, or none")
+    values = [score.value if part is None else score.parts[part] for score in scores]
+    return max(values) - min(values) >= SMALLEST_SPREAD
 
 
 @dataclass(frozen=True)
@@ -94,6 +138,19 @@ def in_order(columns: Mapping[str, Mapping[str, Sequence[float]]], groups: Seque
     return {name: [rows[name_of(r)] for g in groups for r in g.rollouts] for name, rows in columns.items()}
 
 
+def carried(samples: Sequence[Sample], columns: Mapping[str, Sequence[Sequence[float]]]) -> list[Sample]:
+    """The samples with more columns, zero over their prompts.
+
+    Args:
+        samples: of completions, in order of groups and rollouts.
+        columns: name -> for each sample [L].
+    """
+    return [
+        replace(s, columns={**s.columns, **{name: (0.0,) * (len(s.tokens) - len(rows[k])) + tuple(rows[k]) for name, rows in columns.items()}})
+        for k, s in enumerate(samples)
+    ]
+
+
 def minibatches(groups: int, count: int, seed: int) -> list[list[int]]:
     """Groups in random order, dealt to `count` minibatches of equal size; the answers of one prompt stay together and share it."""
     order = permutation(groups, seed)
@@ -122,26 +179,36 @@ def update(team: Team, samples: Sequence[Sequence[Sample]], passes: Sequence[Seq
     return metrics | {"ratio_gap": first}
 
 
-def describe(groups: Sequence[Group], columns: Columns) -> dict[str, float]:
-    """What the round's answers were like, in the metrics of run/events.py."""
+def describe(groups: Sequence[Group]) -> dict[str, float]:
+    """What the answers of a round were like, in the metrics of run/events.py. What could not be scored counts in `reward/failed` alone."""
     rollouts = [r for g in groups for r in g.rollouts]
-    scores = [[r.score.value if r.score else 0.0 for r in g.rollouts] for g in groups]
-    parts = sorted({name for r in rollouts if r.score for name in r.score.parts})
+    good = [r.score for r in rollouts if r.score is not None and not has_failed(r.score)]
+    rows = [[r.score.value for r in g.rollouts if r.score is not None and not has_failed(r.score)] or [0.0] for g in groups]
     out = {
-        "reward": float(np.mean([s for row in scores for s in row])),
-        "zero_spread": float(np.mean([max(row) - min(row) < 1e-9 for row in scores])),
+        "reward": float(np.mean([score.value for score in good])) if good else 0.0,
+        "zero_spread": float(np.mean([max(row) - min(row) < SMALLEST_SPREAD for row in rows])),
         "length": float(np.mean([len(r.completion) for r in rollouts])),
         "cut": float(np.mean([r.finish != "stop" for r in rollouts])),
-        "kl": 0.0,
-    } | {f"reward/{name}": float(np.mean([r.score.parts.get(name, 0.0) for r in rollouts if r.score])) for name in parts}
-    old = [torch.tensor(row, dtype=torch.float64) for row in columns.get("old_logp", [])]
-    if old:
-        engine = torch.cat([torch.tensor(r.logp, dtype=torch.float64) for r in rollouts])
-        out["engine_gap"] = float((torch.cat(old) - engine).abs().mean())
+    }
+    if len(good) < len(rollouts):
+        out[f"reward/{FAILED}"] = 1 - len(good) / len(rollouts)
+    parts = sorted({name for score in good for name in score.parts})
+    return out | {f"reward/{name}": float(np.mean([score.parts.get(name, 0.0) for score in good])) for name in parts}
+
+
+def divergence(groups: Sequence[Group], columns: Columns) -> dict[str, float]:
+    """How far the policy is from the reference, and the engine from the policy, in the metrics of run/events.py."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    out: dict[str, float] = {}
+    if "old_logp" not in columns:
+        return out
+    old = torch.cat([torch.tensor(row, dtype=torch.float64) for row in columns["old_logp"]])
+    engine = torch.cat([torch.tensor(r.logp, dtype=torch.float64) for r in rollouts])
+    out["engine_gap"] = float((old - engine).abs().mean())
     if "ref_logp" in columns:
         ref = torch.cat([torch.tensor(row, dtype=torch.float64) for row in columns["ref_logp"]])
-        out["kl"] = float((torch.cat(old) - ref).sum()) / len(rollouts)
-        out["kl_k3"] = float(kl_k3(torch.cat(old), ref).mean())
+        out["kl"] = float((old - ref).sum()) / len(rollouts)
+        out["kl_k3"] = float(kl_k3(old, ref).mean())
     return out
 
 
@@ -155,7 +222,7 @@ def variance_explained(samples: Sequence[Sample]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RolloutLog:
-    """`rollouts.jsonl` of the stage: every answer the policy learned from, for people and for the report."""
+    """`rollouts.jsonl` of the stage: every answer the policy wrote, for people and for the report."""
 
     path: Path
 
@@ -171,8 +238,14 @@ class RolloutLog:
                 end += len(line)
             file.truncate(end)
 
-    def append(self, step: int, groups: Sequence[Group]) -> None:
-        """One line per rollout, with the step and the answer as text."""
-        rows = ({"step": step, "text": t} | rollout_to_json(r) for g in groups for r, t in zip(g.rollouts, g.texts, strict=True))
+    def append(self, step: int, groups: Sequence[Group], *, dropped: Sequence[Group] = ()) -> None:
+        """One line per rollout, with the step and the answer as text; those of `dropped` groups say so."""
+        parts: tuple[tuple[Sequence[Group], dict[str, bool]], ...] = ((groups, {}), (dropped, {"dropped": True}))
+        rows = (
+            {"step": step, "text": text, **mark} | rollout_to_json(r)
+            for some, mark in parts
+            for g in some
+            for r, text in zip(g.rollouts, g.texts, strict=True)
+        )
         with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

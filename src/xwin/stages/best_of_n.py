@@ -12,6 +12,7 @@ from xwin.data.rollout import Group, scored
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.errors import DataError
+from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, Conversations, ConversationsRef, ModelRef
 from xwin.scorers.base import ScorerKind
 from xwin.stages._sampling import sample
@@ -27,8 +28,8 @@ class BestOfN(Stage):
     policy: ModelRef
     """Who answers."""
 
-    template: Literal["model", "vicuna", "own"] = "model"
-    """How prompts are rendered: as the model's entry says, in Vicuna, or in the tokenizer's own chat template."""
+    template: Literal["model"] | TemplateName = "model"
+    """How prompts are rendered: as the model was taught or its entry says, in a published template, or in the tokenizer's own."""
 
     prompts: ConversationsRef
     """What is asked: conversations without their last answer."""

@@ -16,6 +16,7 @@ from xwin.data.rollout import Group, scored
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.learning.learner import Learner
+from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.storage import write_atomic
 from xwin.scorers.base import ScorerKind
@@ -44,8 +45,8 @@ class Contender(Spec):
     model: ModelRef
     """Who answers."""
 
-    template: Literal["model", "vicuna", "own"] = "model"
-    """How prompts are rendered: as the model's entry says, in Vicuna, or in the tokenizer's own chat template."""
+    template: Literal["model"] | TemplateName = "model"
+    """How prompts are rendered: as the model was taught or its entry says, in a published template, or in the tokenizer's own."""
 
     n: Annotated[int, Ge(1)] = 1
     """Answers per prompt. Above 1, `scorer` picks one."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge
 
 from xwin.data.batch import Sample, pack
-from xwin.data.conversation import Message, Preference
+from xwin.data.conversation import Preference
+from xwin.data.store import Pool
 from xwin.data.template import Template
-from xwin.errors import DataError
 from xwin.learning.learner import Learner
 from xwin.models.heads import RewardStats
 from xwin.objectives.bradley_terry import BradleyTerry
 from xwin.run.artifacts import Artifact, NetworkRef, PreferencesRef
 from xwin.run.artifacts import RewardModel as RewardModelArtifact
+from xwin.stages._samples import Source, both, pooled
 from xwin.stages._training import Training, cut
 from xwin.stages.sft import due, validate
 
@@ -57,12 +60,10 @@ class RewardModel(Training):
         return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
 
     def run(self, ctx: Context) -> None:
-        template = ctx.template(self.init, "vicuna")
         refs = (self.data,) if isinstance(self.data, str) else self.data
-        rows = paired(template, ctx.preferences(*refs), longest=self.tokens_per_batch)
-        held_rows = paired(template, ctx.preferences(self.validation), longest=self.tokens_per_batch) if self.validation else []
-        held = pack(held_rows, tokens=self.tokens_per_batch, share=True)
-        steps = cut(rows, tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"))
+        rows = self._samples(ctx, *refs)
+        held = pack(self._samples(ctx, self.validation), tokens=self.tokens_per_batch, share=True) if self.validation else []
+        steps = cut(rows, tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"), weights=self.weights)
         learner = ctx.learner(self.init, head="score", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
@@ -72,35 +73,17 @@ class RewardModel(Training):
         loop.restore_best()
         assert learner.model.head is not None
         learner.model.head.stats = measure(learner, rows[:512], self.tokens_per_batch)
-        ctx.finish(learner, loop, "final")
+        ctx.finish(learner, loop, "final", ctx.template_name(self.init))
+
+    def _samples(self, ctx: Context, *refs: str) -> Pool:
+        template = ctx.template(self.init)
+        return pooled(ctx, self, self.init, [Source(ctx.preferences(ref), "pairs", partial(paired, template)) for ref in refs])
 
 
-def paired(template: Template, preferences: Sequence[Preference], *, longest: int) -> list[Sample]:
-    """Two bonded samples per preference, chosen first, with the column `margin`.
-
-    Raises:
-        DataError: a pair is longer than `longest` tokens; names the row.
-    """
-    rows = []
-    for index, preference in enumerate(preferences):
-        bond = f"{index}:{preference.id}"
-        both = [_sample(template, preference, answer, f"{bond}/{side}", bond) for side, answer in _sides(preference)]
-        if sum(len(s.tokens) for s in both) > longest:
-            raise DataError(f"a pair of {sum(len(s.tokens) for s in both)} tokens does not fit {longest}", preference.id, "raise tokens_per_batch")
-        rows += both
-    return rows
-
-
-def _sides(preference: Preference) -> tuple[tuple[str, Message], tuple[str, Message]]:
-    return ("chosen", preference.chosen), ("rejected", preference.rejected)
-
-
-def _sample(template: Template, preference: Preference, answer: Message, name: str, bond: str) -> Sample:
-    """The prompt is exactly the one an engine continues, so the answer starts at the same token in both samples."""
-    prompt = template.prompt(preference.prompt)
-    tokens = template.render((*preference.prompt, answer)).tokens
-    mask = (False,) * len(prompt) + (True,) * (len(tokens) - len(prompt))
-    return Sample(name, tokens, mask, {"margin": preference.margin or 0.0}, bond)
+def paired(template: Template, preferences: Iterable[Preference]) -> Iterator[Sample]:
+    """Two bonded samples per preference, chosen first, with the column `margin`."""
+    for preference, *samples in both(template, preferences):
+        yield from (replace(sample, columns={"margin": preference.margin or 0.0}) for sample in samples)
 
 
 def measure(learner: Learner, rows: Sequence[Sample], tokens: int) -> RewardStats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt
 
 from xwin.credit.base import Credit
 from xwin.credit.gae import Gae
+from xwin.credit.group import GroupRelative
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Prompt, scored
 from xwin.data.sources import window
@@ -25,16 +26,35 @@ from xwin.objectives.ppo import Ppo
 from xwin.objectives.value import Value
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, NetworkRef
 from xwin.run.events import Mean
+from xwin.scorers._outcome import ScorerError, complete
 from xwin.scorers.base import Scorer, ScorerKind
 from xwin.seeds import derive
 from xwin.spec import Spec
-from xwin.stages._rl import Packing, RolloutLog, Team, describe, in_order, minibatches, update, variance_explained
+from xwin.stages._rl import (
+    Drawn,
+    Packing,
+    RolloutLog,
+    Team,
+    carried,
+    describe,
+    divergence,
+    in_order,
+    minibatches,
+    update,
+    usable,
+    variance_explained,
+    varied,
+)
 from xwin.stages._sampling import group
 from xwin.stages._training import Training
 from xwin.stages.sft import due
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
+
+
+RAW = frozenset({"old_logp", "ref_logp"})
+"""Columns that the stage computes and samples may carry, whatever the credit makes of them."""
 
 
 class Critic(Spec):
@@ -57,7 +77,7 @@ class Kl(Spec):
     """The price of leaving the reference, paid per token inside the reward."""
 
     coef: Annotated[float, Ge(0)] = 0.05
-    """Reward units per nat, at the start."""
+    """Reward units per nat, at the start; 0 = KL is measured and costs nothing."""
 
     target: Annotated[float, Gt(0)] | None = None
     """Nats per answer that the price is steered to (Ziegler et al. 2019, arXiv:1909.08593, section 2.2); null = the price stays."""
@@ -70,6 +90,20 @@ class Kl(Spec):
         if self.target is None:
             return coef
         return coef * (1 + self.rate * min(max(kl / self.target - 1, -0.2), 0.2))
+
+
+class Refill(Spec):
+    """DAPO's dynamic sampling: groups whose answers all score the same are dropped, and others drawn until the round is full.
+
+    Yu et al. 2025, arXiv:2503.14476, equation 11. What is drawn in vain is logged and counted, and its prompts are used up. When the draws
+    are spent the round is learned from as it is; when no group varied at all, from the first ones, which teach nothing.
+    """
+
+    draws: Annotated[int, Ge(2)] = 4
+    """Times that prompts are drawn for a round, at most."""
+
+    part: str | None = None
+    """Part of the score that must vary, before any shaping, such as a name in a sum; null = the score itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +135,11 @@ class Rl(Training):
     critic: Critic | None = None
     """Needed by credit that reads values; null = none."""
 
-    kl: Kl = Kl()
-    """The price of leaving the reference."""
+    kl: Kl | None = Kl()
+    """The price of leaving the reference; null = no price, and no reference is loaded unless the objective reads one."""
+
+    refill: Refill | None = None
+    """What is done about groups whose answers all score the same; null = they stay in the round."""
 
     steps: Annotated[int, Ge(1)] = 50
     """Rounds of sampling and learning."""
@@ -137,42 +174,65 @@ class Rl(Training):
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, {self.objective.kind} with {self.credit.kind}"
 
     def check(self) -> Sequence[tuple[str, str, str]]:
-        problems = []
-        missing = self.objective.needs - self.credit.gives
+        return [*self._credit_mistakes(), *self._kl_mistakes(), *self._sampling_mistakes()]
+
+    def _credit_mistakes(self) -> Iterator[tuple[str, str, str]]:
+        if "advantage" not in self.objective.needs:
+            what = f"{self.objective.kind} does not read the advantage, so the scores would teach nothing"
+            yield "objective", what, "choose one that does, such as ppo, grpo, gspo, cispo or reinforce"
+        missing = self.objective.needs - self.credit.gives - RAW
         if missing:
             what = f"{self.objective.kind} needs the column {', '.join(sorted(missing))}, and {self.credit.kind} does not make it"
-            problems.append(("credit", what, "choose another credit"))
-        if "value" in self.credit.needs and self.critic is None:
+            yield "credit", what, "choose another credit"
+        reads_values = "value" in self.credit.needs
+        if reads_values and self.critic is None:
             what = f"{self.credit.kind} needs the column value, and without a critic nothing makes it"
-            problems.append(("critic", what, "add critic: {init: ...}"))
+            yield "critic", what, "add critic: {init: ...}"
+        if self.critic is not None and not reads_values:
+            yield "critic", f"{self.credit.kind} reads no values, so the critic would learn for nothing", "remove critic, or set credit: gae"
+        if isinstance(self.credit, GroupRelative) and self.n == 1:
+            yield "n", "credit group compares the answers to one prompt, and there is one", "set n above 1, or credit: round"
+        if "old_logp" not in self.objective.needs and self.passes > 1:
+            what = f"{self.objective.kind} takes the answers for the policy's own, and in a second pass they are not"
+            yield "passes", what, "set passes: 1, or an objective with a ratio"
+
+    def _kl_mistakes(self) -> Iterator[tuple[str, str, str]]:
+        if "ref_logp" in self.objective.needs and self.kl is not None and self.kl.coef > 0:
+            yield "kl", "KL would be paid twice: in the reward and in the loss", "set kl: {coef: 0}, or remove objective.kl"
+
+    def _sampling_mistakes(self) -> Iterator[tuple[str, str, str]]:
         if self.sampling.top_p < 1 or self.sampling.temperature == 0:
             what = "the ratio is biased unless answers are drawn from the whole distribution"
-            problems.append(("sampling", what, "set top_p: 1 and temperature above 0"))
-        return problems
+            yield "sampling", what, "set top_p: 1 and temperature above 0"
+        if self.refill is not None and self.n == 1:
+            yield "refill", "one answer never differs from its siblings, so every group would be dropped", "set n above 1, or refill: null"
+
+    def _needs(self) -> frozenset[str]:
+        """Columns to compute for a round."""
+        return self.credit.needs | (self.objective.needs & RAW) | (frozenset({"ref_logp"}) if self.kl else frozenset())
 
     def run(self, ctx: Context) -> None:
         total = self.steps * self.passes * self.minibatches
         policy = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=total)
-        team = Team(policy, self._critic(ctx, total), ctx.frozen(self.init) if "ref_logp" in self.credit.needs else None)
-        template = ctx.template(self.init, "vicuna")
+        team = Team(policy, self._critic(ctx, total), ctx.frozen(self.init) if "ref_logp" in self._needs() else None)
+        template = ctx.template(self.init)
         writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer))
         prompts = ctx.conversations(self.prompts)
         held = ctx.conversations(self.validation) if self.validation else []
-        loop = ctx.loop(self, self.steps, team.learners(), state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef)))
+        loop = ctx.loop(self, self.steps, team.learners(), state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0)))
         log = RolloutLog(ctx.directory.rollouts)
         log.rewind(loop.start)
         for step in loop:
             state = RLState(**loop.state)
             writer.engine.load(policy.weights())  # so a resumed run never samples from stale weights
-            asked = window(prompts, ctx.seed("prompts"), state.rows_consumed, self.prompts_per_step)
-            groups = writer.write(placed(asked, state.rows_consumed), self.sampling, seed=ctx.seed("rollout"), n=self.n)
-            log.append(step, groups)
-            metrics = self._learn(groups, team, state, ctx.seed("minibatch", step))
-            loop.state = asdict(RLState(state.rows_consumed + len(asked), self.kl.following(state.kl_coef, float(metrics["kl"]))))
+            drawn = self._draw(ctx, writer, prompts, state.rows_consumed)
+            log.append(step, drawn.kept, dropped=drawn.dropped)
+            metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step))
+            loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics)))
             validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
             loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
         writer.engine.close()
-        ctx.finish(policy, loop, "final")
+        ctx.finish(policy, loop, "final", ctx.template_name(self.init))
 
     def _critic(self, ctx: Context, total: int) -> Learner | None:
         if self.critic is None:
@@ -180,17 +240,54 @@ class Rl(Training):
         c = self.critic
         return ctx.learner(c.init, head="value", objective=c.objective, tune=c.tune, optim=c.optim, total=total)
 
-    def _learn(self, groups: Sequence[Group], team: Team, state: RLState, seed: int) -> dict[str, Any]:
-        """Credit and updates of one round; returns its metrics."""
+    def _draw(self, ctx: Context, writer: Writer, prompts: Sequence[Conversation], start: int) -> Drawn:
+        """The answers of a round. A function of the seed, the position in the stream and the policy alone, so a resumed round is the same."""
+        kept: list[Group] = []
+        dropped: list[Group] = []
+        rows = 0
+        for _ in range(self.refill.draws if self.refill else 1):
+            asked = window(prompts, ctx.seed("prompts"), start + rows, self.prompts_per_step - len(kept))
+            groups = writer.write(placed(asked, start + rows), self.sampling, seed=ctx.seed("rollout"), n=self.n)
+            rows += len(asked)
+            kept += [g for g in groups if self._teaches(g)]
+            dropped += [g for g in groups if not self._teaches(g)]
+            if len(kept) == self.prompts_per_step:
+                break
+        if not kept:
+            kept, dropped = dropped[: self.prompts_per_step], dropped[self.prompts_per_step :]
+        return Drawn(kept, dropped, rows)
+
+    def _teaches(self, group: Group) -> bool:
+        if self.refill is None:
+            return True
+        found = usable([group])
+        return bool(found) and varied(found[0], self.refill.part)
+
+    def _next_coef(self, state: RLState, metrics: Mapping[str, Any]) -> float:
+        return self.kl.following(state.kl_coef, float(metrics["kl"])) if self.kl else 0.0
+
+    def _learn(self, drawn: Drawn, team: Team, state: RLState, seed: int) -> dict[str, Any]:
+        """Credit and updates of one round; returns its metrics.
+
+        Raises:
+            ScorerError: no answer of the round could be scored.
+        """
+        groups = usable(drawn.kept)
+        if not groups:
+            raise ScorerError("no answer of the round could be scored", fix="look at the notes of the last step in rollouts.jsonl")
         packing = Packing(self.tokens_per_batch, self.sampling.temperature)
         passes = [minibatches(len(groups), self.minibatches, derive(seed, number)) for number in range(self.passes)]
-        columns = in_order(team.columns(self.credit.needs, [[groups[i] for i in part] for part in passes[0]], packing), groups)
+        columns = in_order(team.columns(self._needs(), [[groups[i] for i in part] for part in passes[0]], packing), groups)
         credited = self.credit.assign(groups, columns, state.kl_coef)
-        rows = iter(credited.samples)
+        rows = iter(carried(credited.samples, {name: columns[name] for name in self.objective.needs - self.credit.gives}))
         samples = [list(islice(rows, len(g.rollouts))) for g in groups]
-        stats = {name: Mean(*pair) for name, pair in credited.stats.items()}
-        metrics = update(team, samples, passes, packing)
-        return {**stats, **metrics, **describe(groups, columns), **variance_explained(credited.samples), "kl_coef": state.kl_coef}
+        metrics = {name: Mean(*pair) for name, pair in credited.stats.items()} | update(team, samples, passes, packing)
+        shown = describe(drawn.everything) | divergence(groups, columns) | variance_explained(credited.samples)
+        if self.kl is not None:
+            shown["kl_coef"] = state.kl_coef
+        if self.refill is not None:
+            shown["drawn"] = float(drawn.rows)
+        return metrics | shown
 
     def _validate(self, ctx: Context, writer: Writer, policy: Learner, held: Sequence[Conversation]) -> dict[str, float]:
         """Mean score on prompts the policy is not trained on."""
@@ -213,7 +310,7 @@ class Writer:
         """n scored answers to each prompt."""
         asked = [Prompt(p.id, self.template.prompt(p.prompt)) for p in prompts]
         groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template)
-        return scored(groups, self.scorer.score(groups))
+        return scored(groups, complete(groups, self.scorer.score(groups)))
 
 
 def placed(prompts: Sequence[Conversation], start: int) -> list[Conversation]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge
 
 from xwin.data.batch import Batch, pack
+from xwin.data.store import Pool
 from xwin.data.template import samples
 from xwin.learning.learner import Learner
+from xwin.models.hub import TemplateName
 from xwin.objectives.sft import Sft as CrossEntropy
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
+from xwin.stages._samples import Source, pooled
 from xwin.stages._training import Training, cut
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Sft(Training):
-    """Trains a model on the assistant's turns of conversations, in the Vicuna template."""
+    """Trains a model on the assistant's turns of conversations."""
 
     init: ModelRef
     """The model to start from."""
@@ -42,30 +46,35 @@ class Sft(Training):
     tokens_per_step: Annotated[int, Ge(16)] = 4096
     """Tokens of one optimizer step, prompts included."""
 
+    template: TemplateName = "vicuna"
+    """The chat template that is learned and written into the tokenizer; own = the one the tokenizer brings."""
+
+    objective: CrossEntropy = CrossEntropy()
+    """The loss."""
+
     makes: ClassVar[Mapping[str, type[Artifact]]] = {"final": Model}
 
     def summary(self) -> str:
         return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
 
     def run(self, ctx: Context) -> None:
-        template = ctx.template(self.init, "vicuna")
         refs = (self.data,) if isinstance(self.data, str) else self.data
-        rows = samples(template, ctx.conversations(*refs), longest=self.tokens_per_batch)
-        held = self._held_out(ctx)
-        steps = cut(rows, tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"))
-        learner = ctx.learner(self.init, head="language", objective=CrossEntropy(), tune=self.tune, optim=self.optim, total=len(steps))
+        held = self._batches(ctx, self.validation)
+        steps = cut(self._samples(ctx, *refs), tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"), weights=self.weights)
+        learner = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
             metrics = learner.step(pack(steps[step], tokens=self.tokens_per_batch, share=True))
             validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
             loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
-        ctx.finish(learner, loop, "final")
+        ctx.finish(learner, loop, "final", self.template)
 
-    def _held_out(self, ctx: Context) -> list[Batch]:
-        if self.validation is None:
-            return []
-        template = ctx.template(self.init, "vicuna")
-        return pack(samples(template, ctx.conversations(self.validation), longest=self.tokens_per_batch), tokens=self.tokens_per_batch, share=True)
+    def _samples(self, ctx: Context, *refs: str) -> Pool:
+        template = ctx.template(self.init, self.template)
+        return pooled(ctx, self, self.init, [Source(ctx.conversations(ref), "sft", partial(samples, template)) for ref in refs], self.template)
+
+    def _batches(self, ctx: Context, ref: str | None) -> list[Batch]:
+        return [] if ref is None else pack(self._samples(ctx, ref), tokens=self.tokens_per_batch, share=True)
 
 
 def due(step: int, every: int, total: int) -> bool:
