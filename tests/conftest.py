@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, which the light tests never do
+THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before torch is imported, which the light tests never do
 
 if TYPE_CHECKING:
     from xwin.data.template import Template
     from xwin.learning.learner import Learner
 
 MakeLearner = Callable[..., "Learner"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`) the tests of a file share one, and so do all end-to-end tests: what they set up is made once."""
+    for item in items:
+        group = "e2e" if "e2e" in item.path.parts else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_vowel_signs_do_not_part_a_word_and_invisible_characters_do_not_count() 
 
 
 def test_folding_keeps_signs_and_drops_what_surrounds_words() -> None:
-    assert fold('  "What  is 7 - 3 ?" (quick!)') == "what is 7 - 3 quick"
+    assert fold('  "What  is 7 - 3 ?" (quick!)') == "what is 7 - 3 (quick!)"
     assert len({fold(t) for t in ("7 - 3", "7 + 3", "7 3", "C++", "C#", "C", "x != y", "x = y", "3.5", "35")}) == 10
     assert fold("你好，世界！") == fold("你好 世界") == "你 好 世 界"
     assert fold(" ?! ") == "?!"
@@ -67,6 +67,29 @@ def test_folding_and_words_do_not_see_case_or_spacing(text: str) -> None:
 def test_a_row_that_says_what_an_earlier_one_says_is_an_exact_duplicate_of_the_first() -> None:
     rows = [chat("Hi there", "Hello."), chat("Bye", "See you"), chat(" hi THERE!", "hello"), chat("Hi there", "Hello."), chat("Hi there", "Hey")]
     assert exact_duplicates(rows) == [Duplicate(2, 0, 1.0), Duplicate(3, 0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is (2 + 3) * 4?", "What is 2 + (3 * 4)?"),
+        ("2 ** 3", "2 * 3"),
+        ("What is 5!", "What is 5."),
+        ("What is 5 !", "What is 5 ?"),
+        ("(2 + 1)!", "(2 + 1)."),
+        ("[3, 1], [2]", "[3], [1, 2]"),
+        ("__init__", "init"),
+        ("How long is 5'?", 'How long is 5"?'),
+    ],
+)
+def test_rows_that_differ_in_brackets_or_signs_are_not_duplicates(one: str, other: str) -> None:
+    assert exact_duplicates([chat(one, "yes"), chat(other, "yes")]) == []
+
+
+def test_prompts_that_are_checked_by_different_answers_are_not_duplicates() -> None:
+    rows = [replace(chat(PASSAGE), meta={name: value}) for name, value in (("answer", "4"), ("answer", "5"), ("constraint", {"words": 3}))]
+    again = replace(rows[0], meta={"answer": "4", "source": "elsewhere"})
+    assert exact_duplicates([*rows, again]) == near_duplicates([*rows, again], 0.8) == [Duplicate(3, 0, 1.0)]
 
 
 def test_label_roles_and_order_of_answers_make_a_difference() -> None:

@@ -1,5 +1,6 @@
 """Samples on disk come back as they were, are made once, and are never found half made."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,23 @@ def test_a_pool_is_its_stores_end_to_end(tmp_path: Path) -> None:
     assert np.array_equal(pool.units, [0, 0, 1, 2, 2])
     assert np.array_equal(pool.sources, [0, 0, 0, 1, 1])
     assert same(pool[-1], ROWS[1])
+
+
+def test_old_drafts_are_swept_and_fresh_ones_are_somebody_elses(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".a.v1.old", tmp_path / ".a.v1.new"
+    for draft in (old, fresh):
+        draft.mkdir()
+    os.utime(old, (0, 0))
+    stored(tmp_path / "a", lambda _: ROWS)
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_a_cache_may_be_shared(tmp_path: Path) -> None:
+    """Others may read what one user tokenised, as far as the umask lets them."""
+    mask = os.umask(0o022)
+    try:
+        folder = stored(tmp_path / "a", lambda _: ROWS).folder
+    finally:
+        os.umask(mask)
+    assert folder.stat().st_mode & 0o777 == 0o755

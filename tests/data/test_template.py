@@ -14,8 +14,22 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from xwin.data._rules import Prefix
+from xwin.data._words import Part, Stretch, Words
 from xwin.data.conversation import Conversation, Message
-from xwin.data.template import NAMES, Own, Rendered, Tabular, Template, answers, describe, export_template, load_template, samples
+from xwin.data.template import (
+    NAMES,
+    LaidOut,
+    Own,
+    Rendered,
+    Tabular,
+    Template,
+    answers,
+    describe,
+    export_template,
+    load_template,
+    samples,
+    template_digest,
+)
 from xwin.errors import DataError, ModelError
 
 ASK, ANSWER = Message("user", "Hi!"), Message("assistant", "Hello.")
@@ -275,6 +289,38 @@ def test_half_characters_are_shown_with_their_other_half(tiny_template: Template
     assert "".join(text for text, _ in shown) == tiny_template.decode(rendered.tokens)
     assert [text for text, learn in shown if learn] == [" ", "é", "!", "<|im_end|>"]
     assert ("🐈", False) in shown
+
+
+def test_what_is_kept_of_markup_is_bounded_and_gives_the_same_ids(own_template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(own_template, LaidOut)
+    words = own_template.words
+    stretches = [[Stretch((Part(f"system {i} ", said=False), Part("hi", said=True)), trained=True)] for i in range(30)]
+    long = [Stretch((Part("long markup " * 20, said=False),), trained=False)]
+    expected = list(words.tokenise([*stretches, long]))
+    monkeypatch.setattr("xwin.data._words.KEPT", 8)
+    monkeypatch.setattr("xwin.data._words.LONGEST", 100)
+    fresh = Words(words._bare, words.names)
+    for _ in range(2):
+        assert [found.ids for found in fresh.tokenise([*stretches, long])] == [found.ids for found in expected]
+        assert len(fresh._markup) <= 8
+        assert len(fresh._known) <= 8
+    assert all(len(text) <= 100 for text in fresh._markup._held)
+
+
+def test_the_digest_of_a_template_follows_all_that_makes_its_ids(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    found = [template_digest(folder, "vicuna"), template_digest(folder, "chatml")]
+    (folder / "added_tokens.json").write_text("{}")
+    found.append(template_digest(folder, "vicuna"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 1}))
+    assert template_digest(folder, "vicuna") == found[-1]
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "other"}))
+    found.append(template_digest(folder, "vicuna"))
+    monkeypatch.setattr("xwin.data.template.version", lambda package: "0")
+    found.append(template_digest(folder, "vicuna"))
+    assert len(set(found)) == len(found)
 
 
 def test_a_tokenizer_that_cannot_be_used_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:

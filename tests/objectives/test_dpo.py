@@ -102,3 +102,9 @@ def test_where_policy_and_reference_are_one_the_loss_is_ln_2(settings) -> None:
 
 def test_with_a_log_likelihood_term_the_start_depends_on_the_data() -> None:
     assert Dpo(nll=0.2).start is None
+
+
+def test_a_log_likelihood_that_is_not_a_number_is_not_hidden() -> None:
+    batch = together([*pair("x", (math.nan, -2.0), (-3.0,), (-1.5, -2.5), (-2.0,)), *pair("y", (-1.0,), (-3.0,), (-1.5,), (-2.0,))])
+    out, _ = said(batch)
+    assert math.isnan(Dpo(nll=1.0).loss(batch, out).stats["nll"].value)

@@ -111,3 +111,15 @@ def test_clipped_counts_what_has_lost_its_gradient() -> None:
     (batch,) = pack([sample], tokens=8)
     stats = Ppo(clip=(0.1, 0.4)).loss(batch, Outputs(logp=logp.masked_fill(~batch.mask, 0.0), entropy=torch.ones(5))).stats
     assert stats["clipped"].value == 0.5
+
+
+def test_clipped_counts_bad_tokens_beyond_the_second_clip() -> None:
+    """Ratios 4, 2 and 4 of two bad tokens and a good one: beyond the second clip of 3 lies the first, beyond the first clip the last."""
+    sample = Sample("a", (1, 2, 3, 4), (False, True, True, True), {"old_logp": (0.0,) * 4, "advantage": (0.0, -1, -1, 1)})
+    (batch,) = pack([sample], tokens=8)
+    logp = torch.tensor([1.0, 4.0, 2.0, 4.0]).log().requires_grad_()
+    for dual_clip, share in ((3.0, 2 / 3), (None, 1 / 3)):
+        loss = Ppo(dual_clip=dual_clip).loss(batch, Outputs(logp=logp, entropy=torch.ones(4)))
+        (grad,) = torch.autograd.grad(loss.values[1:].sum(), logp)
+        assert loss.stats["clipped"].value == pytest.approx(share)
+        assert int((grad[1:] == 0).sum()) == round(share * 3)

@@ -98,6 +98,13 @@ def test_what_must_never_happen_stops_without_being_asked(values: dict[str, floa
     assert isinstance(explain(alarms[0]), TrainingStopped)
 
 
+def test_a_guard_on_the_engine_takes_the_place_of_the_one_that_is_always_on_and_no_other_does() -> None:
+    watch = Watch([guard(metric="engine_gap", above=0.5, do="warn"), guard(metric="loss", above=1e9, do="warn")])
+    assert watch.feed(1, {"engine_gap": 0.4}) == []
+    assert [alarm.action for alarm in watch.feed(2, {"engine_gap": 0.6})] == ["warn"]
+    assert [alarm.action for alarm in watch.feed(3, {"loss": math.nan})] == ["stop", "warn"]
+
+
 def test_healthy_numbers_raise_nothing() -> None:
     assert Watch().feed(1, {"loss": -3.0, "grad_norm": 1e9, "tokens": 1.0, "engine_gap": 0.05, "kl": 1e9}) == []
 

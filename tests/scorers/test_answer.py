@@ -1,5 +1,7 @@
 """Verifiable answers: what is extracted, what is equal, and what must not pass."""
 
+from typing import Any
+
 import pytest
 
 from xwin.data.rollout import Score
@@ -61,6 +63,11 @@ NUMBERS = [
     (r"\frac12", "1/2"),
     ("6 * 7 = 42", "42"),
     ("x = 5.", "5"),
+    ("x = - 5", "-5"),
+    ("- 5", "-5"),
+    ("\u2212 $5", "-5"),
+    ("18 dollars, $18", "18"),
+    ("9" * 300, "9" * 300),
     (r"12\text{ cm}", "12"),
     ("1{,}500", "1500"),
     ("2e3", "2000"),
@@ -69,6 +76,15 @@ NUMBERS = [
     ("5 + 3", None),
     ("6/3", None),
     ("5 or 6", None),
+    ("7-7", None),
+    ("7 - 7", None),
+    ("5:5", None),
+    ("5:30", None),
+    ("not 5", None),
+    ("more than 5", None),
+    ("9" * 301, None),
+    ("9" * 5000, None),
+    ("1/" + "9" * 5000, None),
     ("1, 2", None),
     ("1,23", None),
     ("2x", None),
@@ -110,6 +126,18 @@ RIGHT = [
     ("New York", "new york"),
     (r"\frac{\sqrt{2}}{2}", r"\boxed{\dfrac{\sqrt{2}}{2}}"),
     ("x^2", "The answer is $x^2$"),
+    ("-5", "#### - 5"),
+    ("-5", "x = - 5"),
+    ("42", "Step 1: 42"),
+    ("1048576", "The answer is 1,048,576.0"),
+    ("30", "It leaves at 5:30 and takes 30 minutes"),
+    ("A", "The answer is A because it is."),
+    ("a", "Answer: a"),
+    ("C", "The answer is (c) and a good one"),
+    ("B", "The answer is b, the second"),
+    ("X-ray", "The answer is an X-ray.".replace("an ", "")),
+    ("New York", "The answer is **New York**."),
+    ("O'Neil", "o'neil"),
 ]
 WRONG = [
     ("42", "The answer is 43."),
@@ -127,6 +155,22 @@ WRONG = [
     ("B", "Because it is so."),
     ("Friday", "The answer is Monday."),
     ("Friday", "Monday, Tuesday, Friday"),
+    ("1048576", "1048577"),
+    ("5", "#### - 5"),
+    ("5", "x = - 5"),
+    ("7", "7-7"),
+    ("7", "#### 7-7"),
+    ("5", "The sum is 8 - 5"),
+    ("30", "5:30"),
+    ("30", "#### 5:30"),
+    ("5", "The answer is not 5."),
+    ("5", "The answer isn't 5."),
+    ("5", "9" * 5000),
+    ("A", "The answer is a matter of taste"),
+    ("A", "Answer: A matter of taste"),
+    ("B", "The answer is B or c"),
+    ("B", "The answer is B, (a)"),
+    ("New York", "The answer is New/York"),
 ]
 
 
@@ -140,6 +184,13 @@ def test_wrong_answers_do_not(right: str, text: str) -> None:
     assert passes(right, text) is False
 
 
+@pytest.mark.parametrize(("right", "text"), [("x-y", "x+y"), ("a-b", "a/b"), ("xy - z", "xy + z"), ("x y", "x/y")])
+def test_letters_under_an_operator_are_a_formula(right: str, text: str) -> None:
+    """None: it takes algebra to know."""
+    assert passes(right, f"The answer is {text}") is None
+    assert passes(right, f"The answer is {right}") is True
+
+
 def test_an_unmarked_answer_counts_only_when_any_is_taken() -> None:
     assert passes("8", "5 + 3 = 8") is True
     assert passes("8", "5 + 3 = 8", marked_only=True) is False
@@ -149,7 +200,8 @@ def test_an_unmarked_answer_counts_only_when_any_is_taken() -> None:
 def test_tolerance_is_relative() -> None:
     assert judge("3.14159", "3.1416", marked_only=False, tolerance=0.0)[0] is False
     assert judge("3.14159", "3.1416", marked_only=False, tolerance=1e-5)[0] is True
-    assert judge("3000000", "3000001", marked_only=False, tolerance=1e-6)[0] is True
+    assert judge("3000000.5", "3000001", marked_only=False, tolerance=1e-6)[0] is True
+    assert judge("3000000", "3000001", marked_only=False, tolerance=1e-6)[0] is False  # whole numbers are exact
     assert judge("3", "3.00001", marked_only=False, tolerance=1e-6)[0] is False
 
 
@@ -157,7 +209,8 @@ def test_the_right_answer_comes_from_the_prompt() -> None:
     assert reference(group([""], answer="Natalia sold 48/2 = 24.\n#### 72").prompt) == "72"
     assert reference(group([""], answer=7).prompt) == "7"
     assert reference(group([""], task={"family": "chain_sum", "answer": "-37"}).prompt) == "-37"
-    for meta in ({}, {"answer": None}, {"answer": " "}, {"answer": True}, {"answer": ["4"]}):
+    without: list[dict[str, Any]] = [{}, {"answer": None}, {"answer": " "}, {"answer": True}, {"answer": ["4"]}]
+    for meta in without:
         with pytest.raises(DataError, match="prompt q7"):
             reference(group([""], name="q7", **meta).prompt)
 

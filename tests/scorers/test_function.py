@@ -1,6 +1,7 @@
 """A function of the user: what it is given, what it may return, and what happens when it fails."""
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,66 @@ def test_one_that_hangs_is_killed(rewards: Path) -> None:
     assert all(map(has_failed, row))
 
 
+NOISY = """
+import os, subprocess, sys, time
+
+def talks(prompt, answers):
+    os.write(1, b'{"value": [9.0, 9.0]}\\n')
+    subprocess.run(["echo", "not an answer"], check=True)
+    sys.__stdout__.write("nor this\\n")
+    return [float(len(a)) for a in answers] + list(map(float, sys.stdin.read().split()))
+
+def leaves(prompt, answers):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open("pid", "w").write(str(child.pid))
+    time.sleep(600)
+
+def forks(prompt, answers):
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(12)
+        os._exit(0)
+    time.sleep(600)
+"""
+
+
+def test_what_it_prints_by_whatever_means_is_no_answer(rewards: Path) -> None:
+    rewards.write_text(NOISY)
+    assert score(rewards, "talks", seconds=60) == [Score(2.0), Score(1.0)]
+
+
+def test_the_limit_holds_for_what_it_has_started_too(rewards: Path) -> None:
+    """A child keeps the pipes of its parent open; one that leads a session of its own is not killed and is not waited for."""
+    rewards.write_text(NOISY)
+    for function in ("leaves", "forks"):
+        start = time.monotonic()
+        row = score(rewards, function, seconds=1.0, on_failure="mask")
+        assert [s.note for s in row] == ["no result within 1 s"] * 2
+        assert time.monotonic() - start < 10  # the import of the worker is in it
+    stat = Path("/proc") / Path("pid").read_text() / "stat"
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_module_that_is_slow_to_import_does_not_use_up_the_limit_of_a_call(rewards: Path) -> None:
+    rewards.write_text("import time\ntime.sleep(1)\n" + SOURCE)
+    assert score(rewards, "lengths", seconds=0.5) == [Score(2.0), Score(1.0)]
+
+
+def test_a_module_in_a_folder_may_use_its_neighbours_and_dataclasses(rewards: Path) -> None:
+    folder = rewards.parent / f"folder_{rewards.stem}"
+    folder.mkdir()
+    (folder / "weights.py").write_text("TWO = 2.0\n")
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass, KW_ONLY\nfrom .weights import TWO\n"
+    source += "@dataclass\nclass Row:\n    _: KW_ONLY\n    text: str\n"
+    source += "def score(prompt, answers):\n    return [TWO * len(Row(text=a).text) for a in answers]\n"
+    (folder / "mine.py").write_text(source)
+    for apart in ({}, {"seconds": 60}):
+        scorer = Function.model_validate({"function": f"{folder.name}.mine:score", **apart}).build(NoModels())
+        assert scorer.score([group(["ab", "c"])]) == [[Score(4.0), Score(2.0)]]
+        if apart:
+            scorer.call.workers.close()  # type: ignore[attr-defined]
+
+
 def test_its_file_is_part_of_the_recipe(rewards: Path) -> None:
     name = f"{rewards.stem}:lengths"
     first = Function(function=name)
@@ -111,8 +172,10 @@ def test_what_cannot_be_imported_is_said_before_anything_is_scored(rewards: Path
     with pytest.raises(ScorerError, match="has no function 'absent'"):
         Function(function=f"{rewards.stem}:absent").build(NoModels())
     rewards.write_text("raise RuntimeError('broken')")
-    with pytest.raises(ScorerError, match="RuntimeError: broken"):
-        Function(function=f"{rewards.stem}:lengths").build(NoModels())
+    for apart in ({}, {"seconds": 60, "on_failure": "mask"}):
+        with pytest.raises(ScorerError, match="RuntimeError: broken") as error:
+            Function.model_validate({"function": f"{rewards.stem}:lengths", **apart}).build(NoModels())
+        assert error.value.where == f"{rewards.stem}:lengths"
 
 
 def test_an_installed_module_will_do() -> None:
@@ -129,10 +192,14 @@ def test_values_that_are_scores() -> None:
 def test_scores_of_any_scorer_are_counted() -> None:
     both = [group(["a", "b"], name="q1"), group(["c"], name="q2")]
     whole = [[Score(1.0), Score(0.0)], [Score(1.0)]]
-    assert complete(both, whole) is whole
+    assert complete(both, whole) == whole
+    assert complete(both, ((1.0, False), [True])) == whole
     for wrong, what in (
         (whole[:1], "scores for 1 prompts, not 2"),
-        ([whole[0], []], "prompt q2: the scorer returned 0 scores for 1"),
+        (None, "the scorer returned None, not scores for 2 prompts"),
+        ([None, whole[1]], "prompt q1: the scorer returned None, not scores for 2 answers"),
+        ([[1.0, None], whole[1]], "prompt q1: the scorer returned None: not a finite number"),
+        ([whole[0], []], "prompt q2: the scorer returned scores for 0 answers, not 1"),
         ([whole[0], [Score(float("nan"))]], "prompt q2"),
     ):
         with pytest.raises(ScorerError, match=what):

@@ -41,7 +41,7 @@ def test_where_a_part_failed_the_sum_has() -> None:
 
 
 def test_the_wrong_number_of_scores_is_named() -> None:
-    with pytest.raises(ScorerError, match="1 scores for 2 answers"):
+    with pytest.raises(ScorerError, match="scores for 1 answers, not 2"):
         SumScorer({"a": (1.0, Given([[Score(1.0)]]))}).score([group(["a", "b"])])
 
 
@@ -58,6 +58,11 @@ def test_it_is_built_from_a_recipe() -> None:
     assert [s.value for s in row] == [0.75, 0.0]
     assert [dict(s.parts) for s in row] == [{"right": 1.0, "length": -0.5}, {"right": 0.0, "length": 0.0}]
     assert Sum.model_validate(spec.settings()) == spec
+
+
+def test_a_part_may_not_pass_for_a_failure() -> None:
+    with pytest.raises(ValidationError, match="may not be named 'failed'"):
+        Sum.model_validate({"parts": {"failed": {"scorer": "answer"}}})
 
 
 def test_a_sum_of_nothing_is_refused() -> None:

@@ -68,6 +68,16 @@ def test_answers_are_extracted_and_compared_as_the_table_says(answer: str, text:
     assert passed is right, reason
 
 
+def test_numbers_of_any_length_are_compared_exactly() -> None:
+    """More digits than Python converts, and more than a decimal keeps."""
+    long = "1" + "0" * 5000
+    assert check({"answer": "27"}, long)[0] is False
+    assert check({"answer": long}, f"{long}.0")[0] is True
+    assert check({"answer": f"-{long}1"}, f"-{long}2")[0] is False
+    assert check({"answer": "007"}, "7.50")[0] is False
+    assert check({"answer": "-0.50"}, "-0.5")[0] is True
+
+
 @pytest.mark.parametrize("answer", ["27", "Yes", "No", "Friday"])
 @pytest.mark.parametrize("listing", [" ".join(map(str, range(12))), "26, 27, 28", "yes no", "No? Yes!", " ".join(WEEKDAYS), "Friday Friday Sunday"])
 def test_listing_candidates_never_passes(answer: str, listing: str) -> None:

@@ -9,10 +9,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from xwin.data.conversation import Conversation, Message, conversation_from_json
-from xwin.data.rollout import Finish, Group, Rollout, Score, rollout_from_json
+from xwin.data.rollout import Finish, Group, Rollout, Score, rollout_from_json, scored
 from xwin.data.template import load_template
+from xwin.scorers._outcome import ScorerError, failed
 from xwin.stages.best_of_n import chosen
 
+from . import rewards
 from .small import carry_out, failure, ids, pairs, prompts, read, write
 
 LIMIT = {"constraint": {"family": "word_limit", "words": 4}}
@@ -56,6 +58,26 @@ def test_the_bar_is_exclusive() -> None:
 def test_equal_texts_empty_and_cut_answers_are_not_kept() -> None:
     answers = group(("same", 0.9), ("same", 0.8), ("  ", 2.0), ("cut", 3.0), ("other", 0.1), cut=[3])
     assert chosen(answers, above=None, most=5) == [(0, 0.9), (4, 0.1)]
+
+
+def test_an_answer_that_could_not_be_scored_is_not_kept() -> None:
+    """Its value of 0 would beat what a reward model gives below it."""
+    (answers,) = scored([group(("a", 0.0), ("b", 0.0))], [[failed("broken"), Score(-1.0)]])
+    assert chosen(answers, above=None, most=2) == [(1, -1.0)]
+
+
+def test_answers_that_could_not_be_scored_are_counted_and_said(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "prompts.jsonl", prompts(2))
+    scorer = {"kind": "function", "function": f"{rewards.__name__}:none_with_b", "on_failure": "mask"}
+    table = {"q0": [ids("aaaaaaaa"), ids("zz")], "q1": [ids("zz zz"), ids("zz")]}
+    stage = {**SCRIPTED, "above": None, "scorer": scorer, "engine": {"kind": "scripted", "answers": table}}
+    done = carry_out(tmp_path, tiny_folder, {"best": stage})
+    assert [row["messages"][-1]["content"] for row in read(done.stage("best") / "conversations.jsonl")] == ["zz", "zz zz"]
+    assert done.metrics("best")["failed"] == 1.0
+    assert "1 of 4 answers could not be scored" in done.said
+    error = failure(tmp_path, tiny_folder, {"best": {**stage, "engine": {"kind": "scripted", "other": ids("aaa")}}})
+    assert isinstance(error, ScorerError)
+    assert "no answer could be scored" in str(error)
 
 
 def test_kept_answers_become_conversations(tmp_path: Path, tiny_folder: Path) -> None:

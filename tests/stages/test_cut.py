@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xwin.data.batch import Sample
 from xwin.data.store import Pool, stored
+from xwin.errors import DataError
 from xwin.stages import _training
 
 
@@ -80,3 +82,8 @@ def test_sources_keep_their_own_bonds() -> None:
     steps = cut(first, second, tokens=10, epochs=1, seed=0)
     assert sorted(names(steps)) == [["xa", "xb"], ["ya", "yb"]]
     assert len({s.bond for step in steps for s in step}) == 2
+
+
+def test_weights_that_leave_nothing_are_an_error() -> None:
+    with pytest.raises(DataError, match="no row falls into 1 epochs"):
+        cut([sample("a", 3)], tokens=9, epochs=1, seed=0, weights=(0.001,))

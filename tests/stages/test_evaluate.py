@@ -12,7 +12,11 @@ from transformers import AutoModelForCausalLM
 from xwin.data.rollout import rollout_from_json
 from xwin.errors import RecipeError
 from xwin.recipe.schema import read_recipe
+from xwin.scorers._outcome import ScorerError
+from xwin.stages.evaluate import picked
+from xwin.suites.base import Answer
 
+from . import rewards
 from .small import Done, carry_out, chats, failure, ids, pairs, prompts, read, write
 
 LIMIT = {"constraint": {"family": "word_limit", "words": 3}, "family": "word_limit"}
@@ -129,6 +133,37 @@ def test_each_row_answers_in_its_own_template(judged: Done) -> None:
     own, vicuna = (rollout_from_json(read(judged.stage("report") / f"rollouts-{name}.jsonl")[0]).prompt for name in ("own", "base"))
     assert own[0] == 1  # <|im_start|>
     assert bytes(t - 3 for t in vicuna[-11:]).decode() == " ASSISTANT:"
+
+
+MASKED = {"kind": "function", "function": f"{rewards.__name__}:none_with_b", "on_failure": "mask"}
+
+
+def test_every_answer_must_be_judged(tmp_path: Path, tiny_folder: Path) -> None:
+    """Counted as wrong, an answer that broke the gold scorer would lower the accuracy of its row alone."""
+    write(tmp_path / "prompts.jsonl", prompts(2, LIMIT))
+    engine = {"kind": "scripted", "answers": {"q0": [ids("zzzz")], "q1": [ids("aaaa")]}}
+    error = failure(tmp_path, tiny_folder, {"report": {**REPORT, "gold": MASKED, "engine": engine}})
+    assert isinstance(error, ScorerError)
+    assert "prompt q1: the gold scorer could not judge an answer of base" in str(error)
+
+
+def test_what_the_picker_could_not_score_is_picked_last_and_counted(tmp_path: Path, tiny_folder: Path) -> None:
+    """Of q0 the second answer has the reward 0 and the first none; of q1 neither has one. Neither is evidence about the picker."""
+    write(tmp_path / "prompts.jsonl", prompts(2, LIMIT))
+    engine = {"kind": "scripted", "answers": {"q0": [ids("a b c d"), ids("zz")], "q1": [ids("aa"), ids("bb")]}}
+    rows = [{"name": "base", "model": "base"}, {"name": "best", "model": "base", "n": 2, "scorer": MASKED}]
+    done = carry_out(tmp_path, tiny_folder, {"report": {**REPORT, "engine": engine, "contenders": rows}})
+    shown = [row["answers"]["best"] for row in read(done.stage("report") / "samples.jsonl")]
+    assert [(a["text"], a["score"]) for a in shown] == [("zz", 0.0), ("aa", None)]
+    assert done.metrics("report")["failed/best"] == 3.0
+    assert ("reward model", "rm_accuracy") not in table(done)
+
+
+def test_an_answer_of_negative_reward_is_better_than_one_of_none() -> None:
+    none, low, high = (Answer("x", passed=True, length=1, reward=reward) for reward in (None, -2.0, -1.0))
+    assert picked([none, low, high]) is high
+    assert picked([none, low]) is low
+    assert picked([none]) is none
 
 
 MISTAKES = [

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xwin.data.conversation import Conversation, Message, read_preferences
-from xwin.data.rollout import Group, Rollout, Score
+from xwin.data.rollout import Group, Rollout, Score, scored
+from xwin.scorers._outcome import failed
 from xwin.stages.pairs import paired
 
+from . import rewards
 from .small import carry_out, failure, ids, prompts, write
 
 ANSWERS = st.lists(st.tuples(st.sampled_from(["", " ", "a", "b", "c", "d", "e"]), st.sampled_from([0.0, 0.25, 0.5, 1.0])), min_size=2, max_size=12)
@@ -81,6 +83,19 @@ def test_answers_that_all_score_alike_are_an_error(tmp_path: Path, tiny_folder: 
     error = failure(tmp_path, tiny_folder, {"pairs": {**PAIRS, "engine": {"kind": "scripted", "other": ids("no comma is here")}}})
     assert error.exit_code == 2
     assert "no prompt has answers of different scores" in str(error)
+
+
+def test_an_answer_that_could_not_be_scored_is_in_no_pair(tmp_path: Path, tiny_folder: Path) -> None:
+    (broken,) = scored([group([("a", 1.0), ("b", 0.0), ("c", 0.5)])], [[Score(1.0), failed("broken"), Score(0.5)]])
+    assert [(p.chosen.text, p.rejected.text) for p in paired(broken, most=3, gap=0.0, seed=0)] == [("a", "c")]
+    write(tmp_path / "prompts.jsonl", prompts(1))
+    scorer = {"kind": "function", "function": f"{rewards.__name__}:none_with_b", "on_failure": "mask"}
+    table = {"q0": [ids("aaaaaaaa"), ids("zz"), ids("zz zz")]}
+    done = carry_out(tmp_path, tiny_folder, {"pairs": {**PAIRS, "n": 3, "scorer": scorer, "engine": {"kind": "scripted", "answers": table}}})
+    found = read_preferences(done.stage("pairs") / "preferences.jsonl")
+    assert [(p.chosen.text, p.rejected.text) for p in found] == [("zz zz", "zz")]
+    metrics = done.metrics("pairs")
+    assert (metrics["failed"], metrics["reward"]) == (1.0, 0.5)
 
 
 def test_a_cut_answer_is_in_no_pair() -> None:

@@ -24,7 +24,7 @@ from xwin.objectives.kto import Kto
 from xwin.run.signals import StopFlag
 from xwin.seeds import generator
 from xwin.spec import lookup
-from xwin.stages._preference import Judged, from_preferences, listen, partners, recall, remember, require_start
+from xwin.stages._preference import Judged, from_preferences, listen, partners, recall, remember
 from xwin.stages.base import Stage
 
 from .small import Done, carry_out, chats, failure, pairs, write
@@ -242,7 +242,7 @@ def test_without_enough_prompts_there_is_no_reference_point() -> None:
 
 def test_a_mismatched_sample_is_a_prompt_with_the_answer_of_another() -> None:
     rows = [Sample("a", (1, 2, 3, 4), (False, False, True, True)), Sample("b", (5, 6, 7), (False, True, True))]
-    found = Judged(rows, (1, 0)).mismatched(0)
+    found = Judged(rows, (1, 0)).mismatched(0, 8192)
     assert (found.tokens, found.mask) == ((1, 2, 6, 7), (False, False, True, True))
 
 
@@ -259,7 +259,7 @@ def test_the_reference_point_does_not_depend_on_the_batches(make_learner: MakeLe
     assert found == pytest.approx([found[0]] * 3, abs=1e-4)
     gaps = []
     for place in range(6):
-        (batch,) = pack([answers.mismatched(place)], tokens=8192)
+        (batch,) = pack([answers.mismatched(place, 8192)], tokens=8192)
         said = [float(who.forward([batch], frozenset({"logp"}))[0].get("logp").sum()) for who in (policy, reference)]
         gaps.append(said[0] - said[1])
     assert sum(gaps) / 6 > 0.1
@@ -303,12 +303,6 @@ def test_rows_that_fit_no_batch_are_named_or_dropped(tmp_path: Path, tiny_folder
     assert "prefer: 1 rows longer than 480 tokens dropped" in done.said
     none = failure(tmp_path, tiny_folder, {"prefer": {**short, "tokens_per_batch": 64, "too_long": "drop"}})
     assert "no row is short enough for a batch" in str(none)
-
-
-def test_a_start_that_is_not_ln_2_is_an_error() -> None:
-    require_start(0.6935, math.log(2))
-    with pytest.raises(TrainingStopped, match=r"before the first step is 4\.1589, but while policy and reference are one it must be 0\.6931"):
-        require_start(6 * math.log(2), math.log(2))
 
 
 def test_a_wrong_reference_is_noticed_before_anything_is_trained(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 from xwin.credit.base import to_sample
 from xwin.data.batch import unpack
 from xwin.data.conversation import Conversation, Message
-from xwin.data.rollout import Group, Rollout, rollout_from_json
+from xwin.data.rollout import Group, Rollout, Score, rollout_from_json, scored
 from xwin.errors import RecipeError
 from xwin.learning.learner import Learner
 from xwin.objectives.ppo import Ppo
+from xwin.scorers._outcome import failed
 from xwin.stages._rl import Packing, RolloutLog, Team, describe, divergence, in_order, minibatches
 from xwin.stages.rl import Kl, placed
 
@@ -196,13 +197,22 @@ def test_columns_are_one_number_per_completion_token_in_order_of_groups(make_lea
 def test_describe_by_hand() -> None:
     """Two answers of 1 and 2 tokens. log pi - log ref: 0.5; 0.25 and -0.75. k1 per answer: 0 / 2. k3 per token: mean of e^-d - 1 + d."""
     user = Conversation("x", (Message("user", "?"),))
-    group = Group(user, (rollout("g", 0, (9,), (2,)), rollout("g", 1, (9,), (5, 2))), ("", ""))
+    (group,) = scored([Group(user, (rollout("g", 0, (9,), (2,)), rollout("g", 1, (9,), (5, 2))), ("", ""))], [[Score(1.0), Score(1.0)]])
     columns = {"old_logp": [(-1.0,), (-1.5, -0.5)], "ref_logp": [(-1.5,), (-1.75, 0.25)]}
     found = describe([group]) | divergence([group], columns)
     assert found["kl"] == pytest.approx(0.0)
     assert found["kl_k3"] == pytest.approx(sum(math.exp(-d) - 1 + d for d in (0.5, 0.25, -0.75)) / 3)
     assert found["engine_gap"] == pytest.approx((0 + 0.5 + 0.5) / 3)
     assert (found["length"], found["cut"], found["zero_spread"]) == (1.5, 0.0, 1.0)
+
+
+def test_what_could_not_be_scored_is_in_no_mean() -> None:
+    """Group a differs, b failed whole and counts for nothing; the part is that of the two answers which have it."""
+    user = Conversation("x", (Message("user", "?"),))
+    groups = [Group(user, tuple(rollout(name, k, (9,), (2,)) for k in range(3)), ("",) * 3) for name in "ab"]
+    rows = [[Score(1.0, {"right": 1.0}), Score(0.0, {"right": 0.5}), Score(2.0)], [failed("broken")] * 3]
+    found = describe(scored(groups, rows))
+    assert (found["reward"], found["reward/right"], found["reward/failed"], found["zero_spread"]) == (1.0, 0.75, 0.5, 0.0)
 
 
 def test_the_log_of_rollouts_forgets_what_will_be_written_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xwin.data.rollout import rollout_from_json
-from xwin.errors import TrainingStopped
+from xwin.errors import DataError, TrainingStopped
 from xwin.recipe.schema import read_recipe
 from xwin.scorers._outcome import ScorerError, has_failed
 
@@ -149,6 +149,61 @@ def test_what_cannot_be_scored_is_left_out_and_counted(tmp_path: Path, tiny_fold
     assert "none_with_b failed" in str(error)
 
 
+def test_validation_leaves_out_what_could_not_be_scored(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q0 cannot be scored and q1 scores 1: the mean is 1, not a half. When neither can, the run ends."""
+    monkeypatch.chdir(tmp_path)
+    source = "def score(prompt, answers):\n    bad = prompt.id in {bad}\n    return [None if bad else 1.0 + k for k in range(len(answers))]\n"
+    (tmp_path / "sometimes.py").write_text(source.replace("{bad}", "{'q0'}"))
+    write(tmp_path / "prompts.jsonl", prompts(2))
+    scorer = {"kind": "function", "function": "sometimes:score", "on_failure": "mask"}
+    stage = {**RL, "scorer": scorer, "objective": "grpo", "credit": "group", "steps": 1, "eval_every": 1, "validation": "./prompts.jsonl", "n": 2}
+    done = carry_out(tmp_path, tiny_folder, {"rl": stage})
+    assert done.curve("rl", "validation_reward") == {0: 1.0}
+    assert done.metrics("rl")["validation_failed"] == 1.0
+    (tmp_path / "sometimes.py").write_text(source.replace("{bad}", "{'q0', 'q1'}"))
+    assert "no answer to a validation prompt could be scored" in str(failure(tmp_path, tiny_folder, {"rl": stage}))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"tokens_per_batch": 60}, "do not fit tokens_per_batch of 60"),
+        ({"sampling": {"max_tokens": 100_000}, "tokens_per_batch": 1_000_000}, "do not fit the model's context of"),
+    ],
+)
+def test_a_prompt_without_room_for_its_answer_is_found_before_the_first_round(tmp_path: Path, tiny_folder: Path, change: Any, what: str) -> None:
+    rows = prompts(40)
+    rows[23]["prompt"] += " Please." * 5
+    write(tmp_path / "prompts.jsonl", rows)
+    error = failure(tmp_path, tiny_folder, {"rl": {**RL, **METHODS["grpo"], "prompts_per_step": 1, "steps": 3, **change}})
+    assert isinstance(error, DataError)
+    assert "prompt q23" in str(error)
+    assert what in str(error)
+    assert not (tmp_path / "run" / "stages" / "rl" / "rollouts.jsonl").exists()
+
+
+def test_the_plain_policy_gradient_measures_no_ratio(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "prompts.jsonl", prompts(4))
+    done = carry_out(tmp_path, tiny_folder, {"rl": {**RL, **METHODS["rloo"], "steps": 1}})
+    assert done.curve("rl", "ratio_gap") == {}
+    assert done.curve("rl", "entropy")
+
+
+def test_an_engine_that_is_corrected_for_warns_and_does_not_stop() -> None:
+    from xwin.run.guards import Guard, Watch
+    from xwin.stages.rl import Rl
+
+    base = {key: value for key, value in RL.items() if key != "kind"} | {"objective": "grpo"}
+    correction = {"credit": {"kind": "group", "correction": {"kind": "truncate"}}}
+    own = {"guards": [{"metric": "engine_gap", "above": 0.5}]}
+    found = {}
+    for name, change in {"plain": {"credit": "group"}, "corrected": correction, "own": {**correction, **own}}.items():
+        spec = Rl.model_validate({**base, **change})
+        found[name] = [[alarm.action for alarm in Watch(spec._watched().guards).feed(0, {"engine_gap": gap})] for gap in (0.06, 0.6)]
+    assert found == {"plain": [["stop"], ["stop"]], "corrected": [["warn"], ["warn"]], "own": [[], ["stop"]]}
+    assert Guard(metric="kl", above=1.0) in Rl.model_validate({**base, **correction, "guards": [{"metric": "kl", "above": 1.0}]})._watched().guards
+
+
 def test_a_round_in_which_nothing_could_be_scored_stops(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "prompts.jsonl", prompts(4))
     monkeypatch.chdir(tmp_path)
@@ -174,6 +229,10 @@ MISTAKES = [
     ({"credit": "gae", "objective": "grpo"}, "gae needs the column value"),
     ({"credit": "group", "objective": "grpo", "n": 1}, "credit group compares the answers to one prompt, and there is one"),
     ({"credit": "group", "objective": "reinforce", "passes": 2}, "in a second pass they are not"),
+    ({"credit": "group", "objective": "reinforce", "minibatches": 2}, "after the first minibatch they are not"),
+    ({"credit": {"kind": "round", "baseline": "mean"}, "objective": "grpo", "n": 1}, "is 0 when it is alone"),
+    ({"credit": "group", "objective": "grpo", "kl": {"coef": 0, "target": 1.0}}, "one of 0 never reaches a target"),
+    ({"credit": {"kind": "group", "correction": {"kind": "mask", "low": 2, "high": 1}}, "objective": "grpo"}, "low 2 is above high 1"),
     ({"credit": "group", "objective": {"kind": "grpo", "kl": {"coef": 0.1}}, "kl": {"coef": 0.1}}, "KL would be paid twice"),
     ({"credit": "round", "objective": "grpo", "n": 1, "refill": {}}, "every group would be dropped"),
     ({"credit": "group", "objective": "cispo", "sampling": {"top_p": 0.9}}, "the ratio is biased"),

@@ -133,3 +133,38 @@ def test_a_guard_stops_the_stage_and_nothing_is_published(tmp_path: Path, tiny_f
     manifest = json.loads((tmp_path / "run" / "stages" / "sft" / "manifest.json").read_text())
     assert manifest["status"] == "running"
     assert [row["step"] for row in map(json.loads, (tmp_path / "run" / "stages" / "sft" / "alarms.jsonl").read_text().splitlines())] == [1]
+
+
+def test_a_wrong_number_of_weights_is_a_mistake_of_the_recipe(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "chat.jsonl", chats(["yes"]))
+    error = failure(tmp_path, tiny_folder, {"sft": {**SFT, "weights": [1.0, 2.0]}})
+    assert "2 weights for 1 sources" in str(error)
+
+
+def test_a_source_of_which_nothing_is_short_enough_is_named(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "chat.jsonl", chats(["yes"]))
+    write(tmp_path / "long.jsonl", chats(["long " * 60]))
+    sft = {**SFT, "data": ["./chat.jsonl", "./long.jsonl"], "tokens_per_batch": 256, "too_long": "drop"}
+    error = failure(tmp_path, tiny_folder, {"sft": sft})
+    assert str(tmp_path / "long.jsonl") in str(error)
+    assert "no row is short enough" in str(error)
+
+
+def test_long_rows_are_dropped_or_cut_and_counted(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "chat.jsonl", chats(["yes", "long " * 60, "no"]))
+    sft = {**SFT, "epochs": 1, "tokens_per_step": 256, "tokens_per_batch": 256}
+    dropped = carry_out(tmp_path, tiny_folder, {"sft": {**sft, "too_long": "drop"}})
+    steps = len(dropped.curve("sft", "loss"))
+    assert dropped.metrics("sft")["rows_dropped"] == 1
+    assert "1 rows longer than 256 tokens dropped" in dropped.said
+    cut = carry_out(tmp_path, tiny_folder, {"sft": {**sft, "too_long": "truncate"}})
+    assert cut.metrics("sft")["rows_truncated"] == 1
+    assert len(cut.curve("sft", "loss")) == steps + 1
+
+
+def test_the_template_that_is_taught_is_the_one_that_is_published(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "chat.jsonl", chats(["yes"]))
+    final = carry_out(tmp_path, tiny_folder, {"sft": {**SFT, "epochs": 1, "template": "zephyr"}}).stage("sft") / "final"
+    text = AutoTokenizer.from_pretrained(final).apply_chat_template([{"role": "user", "content": "A"}], tokenize=False, add_generation_prompt=True)
+    assert "<|user|>" in text
+    assert text.endswith("<|assistant|>\n")

@@ -73,7 +73,8 @@ def show(
 ) -> None:
     """Print the tokens of the first samples as the template writes them; those that are trained in colour, and how many they are.
 
-    Of a preference the chosen and the rejected answer are shown; a prompt without an answer is shown up to where the model goes on.
+    Of a preference the chosen and the rejected answer are shown. As in training, of a preference and of a labelled conversation only the
+    last answer is trained. A prompt without an answer is shown up to where the model goes on.
 
     Examples:
 
@@ -191,18 +192,9 @@ def _shown(template: Template, file: str, form: str | None, count: int) -> tuple
 
 
 def _samples(template: Template, item: Any, where: str) -> Iterator[Sample]:
-    from xwin.data.conversation import Preference
-    from xwin.data.template import Rendered, describe
+    from xwin.data.template import as_trained, describe
 
-    tools = item.meta.get("tools") or ()
-    if isinstance(item, Preference):
-        parts = {name: template.render((*item.prompt, answer), tools) for name, answer in (("chosen", item.chosen), ("rejected", item.rejected))}
-    elif item.messages[-1].role == "assistant":
-        parts = {"conversation": template.render(item.messages, tools)}
-    else:
-        tokens = template.prompt(item.messages, tools)
-        parts = {"prompt": Rendered(tokens, (False,) * len(tokens))}
-    for part, found in parts.items():
+    for part, found in as_trained(template, item).items():
         yield Sample(where, item.id, part, found.tokens, found.mask, tuple(describe(template, found)))
 
 
@@ -235,7 +227,7 @@ def _card(file: str, form: str | None, against: list[str], *, near: bool, folder
     texts = tuple(given_texts(Path(name).name.partition(".")[0], named_tables(name, cache=cache)) for name in against)
     with (folder / "rejected.jsonl").open("w", encoding="utf-8") as out:
         rejects = Rejects(out)
-        pile = read([Batch(file, tables, form)], makes, folder / "reading", rejects, None)
+        pile = read([Batch(file, tables, form, file)], makes, folder / "reading", rejects, None)
     cleaner = Cleaner(pile.rows() if pile.files else (), pile.where)
     cleaner.clean(Rules(duplicates="near" if near else "exact", against=texts))
     for drop in cleaner.dropped.values():

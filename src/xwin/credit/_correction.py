@@ -11,11 +11,11 @@ denominator of the step. Over an answer, w is the product over its tokens, which
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 import torch
 from annotated_types import Ge, Gt
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from xwin.credit.base import Columns
@@ -54,6 +54,12 @@ class Mask(Spec):
 
     over: Over = "token"
     """One weight per token, or one per answer."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}: every token would be left out")
+        return self
 
     def weight(self, ratio: Tensor) -> Tensor:
         """The ratio where low <= ratio <= high, else 0. [any shape]"""

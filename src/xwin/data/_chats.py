@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xwin.data._converted import Fields, Findings, Item, kind, rest, row_id
+from xwin.data._converted import Fields, Findings, Item, kind, rest, row_id, shown
 from xwin.data._texts import as_text, note_answer, note_texts, task_text
 from xwin.data._turns import End, first_of, holds_turns, parsed, read_turns, settle
 from xwin.data.conversation import Conversation, Json, Message, content_id, conversation_from_json
@@ -13,6 +13,7 @@ from xwin.errors import DataError
 
 CHATS = ("messages", "conversations", "conversation")
 INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
+NATIVE_TURN = frozenset({"role", "content", "weight", "tool_calls"})
 
 
 def looks_native(row: Fields) -> str | None:
@@ -22,7 +23,10 @@ def looks_native(row: Fields) -> str | None:
 
 
 def read_native(row: Fields, found: Findings) -> list[Item]:
-    """Exactly what was written; a row that was edited into something else is read like any chat, so that its flaws get their names."""
+    """Exactly what was written; a row that was edited into something else is read like any chat, so that its flaws get their names.
+
+    A prompt of several turns is told from a chat that was cut off by its reference answer.
+    """
     try:
         conversation = conversation_from_json(row, "")
     except DataError as error:
@@ -32,7 +36,19 @@ def read_native(row: Fields, found: Findings) -> list[Item]:
         return items
     for number, message in enumerate(conversation.messages, 1):
         note_texts(message.text, f"turn {number} ({message.role})", found)
+    _note_fields(row, found)
+    *before, last = conversation.messages
+    if last.role != "assistant" and "answer" not in conversation.meta and any(m.role == "assistant" for m in before):
+        found.add(Defect.NO_ANSWER, f"the last is turn {len(conversation.messages)} ({last.role})")
     return [conversation]
+
+
+def _note_fields(row: Fields, found: Findings) -> None:
+    """Fields of a turn that the native format does not know."""
+    turns: Json = row.get("messages")
+    for number, turn in enumerate(turns, 1) if isinstance(turns, list) else ():
+        if unused := [str(key) for key, held in turn.items() if key not in NATIVE_TURN and held is not None]:
+            found.add(Defect.EXTRA_FIELDS, f"turn {number} ({turn['role']}): {', '.join(map(shown, unused))}")
 
 
 def looks_kto(row: Fields) -> str | None:
@@ -102,7 +118,7 @@ def read_alpaca(row: Fields, found: Findings) -> list[Item]:
     answer = as_text(row.get(key), key, found)
     note_answer(answer, found)
     messages = settle([*instruction_turns(row, found), Message("assistant", answer)], found, End.ANSWER)
-    return [_conversation(row, messages, rest(row, "instruction", *INPUTS, key, "history", "system"))]
+    return [_conversation(row, messages, with_tools(row, rest(row, "instruction", *INPUTS, key, "history", "system"), found))]
 
 
 def instruction_turns(row: Fields, found: Findings) -> list[Message]:
@@ -129,7 +145,7 @@ def read_completion(row: Fields, found: Findings) -> list[Item]:
     completion = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     turns = [*read_turns(row.get("prompt"), found, "prompt turn"), *read_turns(completion, found, "completion turn")]
     messages = settle(with_system(row, turns, found), found, End.ANSWER)
-    return [_conversation(row, messages, rest(row, "prompt", "completion", "system"))]
+    return [_conversation(row, messages, with_tools(row, rest(row, "prompt", "completion", "system"), found))]
 
 
 def _conversation(row: Fields, messages: tuple[Message, ...], meta: dict[str, Json]) -> Conversation:

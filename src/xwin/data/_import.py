@@ -15,7 +15,7 @@ from xwin.data._jsonl import Json, new_file
 from xwin.data.conversation import Conversation, conversation_to_json, preference_to_json
 from xwin.data.defects import VERDICTS, Defect, Flaw, Verdict
 from xwin.data.files import Row, Table
-from xwin.data.formats import Detected, Item, Makes, detect, format_named
+from xwin.data.formats import Detected, Format, Item, Makes, detect, format_named
 from xwin.errors import DataError
 
 LOOKED_AT = 100
@@ -24,6 +24,12 @@ SHOWN = 3
 """Rows of each defect that an error shows."""
 
 OnDefect = Literal["error", "drop"]
+
+NATIVE = ("xwin", "xwin_preferences")
+DROP = "mend these rows, or leave them out with `on_defect: drop`, which writes them to rejected.jsonl"
+"""What to do in a stage that may drop rows."""
+CLEAN_FIRST = "mend these rows, or put a `data` stage (`preference_data` for pairs) with `on_defect: drop` before it, which leaves them out"
+"""What to do elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Found:
         for row in self.table:
             if row.flaw is not None:
                 yield Outcome(row, (), (row.flaw,))
-            elif shape.fits(row.value) is None:
+            elif not _fits(shape, row.value):
                 yield Outcome(row, (), (Flaw(Defect.OTHER_FORMAT, f"not {shape.name}: {_fields(row.value)}"),))
             else:
                 done = shape.convert(row.value)
@@ -113,14 +119,17 @@ class Tally:
             if len(first) < SHOWN:
                 first.append(f"{path}:{outcome.row.number}" + f" {flaw.detail}" * bool(flaw.detail))
 
-    def complain(self, where: str) -> None:
+    def complain(self, where: str, fix: str = CLEAN_FIRST) -> None:
         """Passes if every row can be used.
+
+        Args:
+            where: what was read.
+            fix: what to do when it cannot.
 
         Raises:
             DataError: counts per defect, the first rows of each, and what to do.
         """
         if self.dropped:
-            fix = "mend these rows, or leave them out with `on_defect: drop`, which writes them to rejected.jsonl"
             raise DataError(f"{self.dropped} of {self.rows} rows cannot be used\n{self.refused()}", where, fix)
 
     def refused(self) -> str:
@@ -211,6 +220,11 @@ def _rejected_line(path: Path, outcome: Outcome) -> bytes:
     value = outcome.row.raw if outcome.row.flaw else outcome.row.value
     row = {"file": str(path), "row": outcome.row.number, "defect": flaws[0].defect, "reason": reason, "value": value}
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _fits(shape: Format, value: Json) -> bool:
+    """Whether a row looks like the format; of a native file a row may lack its id."""
+    return shape.fits({**value, "id": ""} if shape.name in NATIVE and isinstance(value, dict) else value) is not None
 
 
 def _fields(value: Json) -> str:

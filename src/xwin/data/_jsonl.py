@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -262,11 +263,11 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StorageError: the disk is full, read-only, or permission is missing.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # process ids repeat among containers that share a folder
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("wb") as out:
+            with draft.open("xb") as out:
                 yield out
                 out.flush()
                 os.fsync(out.fileno())

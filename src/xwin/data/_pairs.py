@@ -86,6 +86,7 @@ def read_pair(row: Fields, found: Findings) -> list[Item]:
     sides = [_turns_of(_side(row, side), found, side) for side in SIDES]
     if max(len(side) for side in sides) > 1:
         repeated, answers = split_sides(sides, found)
+        repeated = _with_stated_system(prompt, repeated, found)
         _compare_prompts(prompt, repeated, found)
         prompt = repeated
     else:
@@ -181,6 +182,19 @@ def _stated_prompt(row: Fields, found: Findings) -> list[Message]:
         return instruction_turns(row, found)
     value = first_of(row, PROMPTS)
     return with_system(row, [] if value is None else read_turns(value, found, "prompt turn"), found)
+
+
+def _with_stated_system(stated: list[Message], repeated: list[Message], found: Findings) -> list[Message]:
+    """What the conversations repeat, after the row's own system message where they have none; two that differ are a flaw."""
+    systems = [m for m in stated if m.role == "system" and not blank(m.text)]
+    own, turns = (repeated[:1], repeated[1:]) if repeated and repeated[0].role == "system" else ([], repeated)
+    if not systems:
+        return repeated
+    if not own or blank(own[0].text):
+        return [*systems, *turns]
+    if [m.text.strip() for m in systems] != [own[0].text.strip()]:
+        found.add(Defect.DIFFERENT_PROMPTS, "the stated system message is not the one that chosen and rejected begin with")
+    return repeated
 
 
 def _compare_prompts(stated: list[Message], repeated: list[Message], found: Findings) -> None:

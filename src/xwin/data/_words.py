@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from tokenizers import Tokenizer
 
 from xwin.data._rules import Prefix, apply_rules, as_text, prefix_of, rules_of, with_prefix
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 CHUNK = 2048
 """Conversations that are tokenised in one call of the tokenizer's batch interface: enough for all cores, little to hold."""
@@ -22,6 +25,11 @@ CHUNK = 2048
 SEAMS = (("USER:", " Hi!"), ("Hi!", " ASSISTANT:"), ("4)", "  (x"), ("é", " \n z"), ("7", " 8"), ("_", " _"), ("don'", " t"))
 """(left, right) texts that a tokenizer must split where a space begins if runs may be cut there."""
 
+
+KEPT = 4096
+"""Bits of markup whose ids are kept, those used last."""
+LONGEST = 4096
+"""Characters of a bit that is kept. Longer ones are what somebody put into markup, tools for instance, and seldom come again."""
 
 INNER_SPACE = re.compile(r"[^\sĠĊĉč]Ġ")
 """A space after another character, in the letters of byte-level vocabularies (Ġ: space; Ċ, ĉ and č: line end, tab, return)."""
@@ -60,6 +68,29 @@ class _Unit(NamedTuple):
     """Of markup alone, so it comes again."""
 
 
+class _Recent(Generic[K, V]):
+    """The KEPT values used last."""
+
+    def __init__(self) -> None:
+        self._held: dict[K, V] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: K) -> V | None:
+        """The value, which is then the one used last."""
+        value = self._held.pop(key, None)
+        if value is not None:
+            self._held[key] = value
+        return value
+
+    def keep(self, key: K, value: V) -> None:
+        """Adds a value; the one that was not used for the longest time goes."""
+        self._held[key] = value
+        if len(self._held) > KEPT:
+            del self._held[next(iter(self._held))]
+
+
 class Words:
     """Text to ids and back, over the tokenizer of one model."""
 
@@ -86,8 +117,8 @@ class Words:
             self._bare.encode_special_tokens = True  # which a copy forgets
             apply_rules(self._bare, with_prefix(rules, Prefix.NEVER))
         self._cuts = self._safe_to_cut()
-        self._markup: dict[str, tuple[str | int, ...]] = {}
-        self._known: dict[_Unit, list[int]] = {}
+        self._markup: _Recent[str, tuple[str | int, ...]] = _Recent()
+        self._known: _Recent[_Unit, list[int]] = _Recent()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens spelled out, a leading space kept."""
@@ -114,8 +145,12 @@ class Words:
     def _chunk(self, conversations: Sequence[Sequence[Stretch]]) -> Iterator[Tokens]:
         plans = [self._plan(stretches) for stretches in conversations]
         units = dict.fromkeys(item for plan in plans for items, _ in plan for item in items if isinstance(item, _Unit))
-        ids = self._encode([unit for unit in units if unit not in self._known])
-        self._known |= {unit: found for unit, found in ids.items() if unit.constant}
+        ids = {unit: found for unit in units if unit.constant and (found := self._known.get(unit)) is not None}
+        new = self._encode([unit for unit in units if unit not in ids])
+        for unit, found in new.items():
+            if unit.constant and len(unit.text) <= LONGEST:
+                self._known.keep(unit, found)
+        ids |= new
         for plan in plans:
             tokens, trained = [], []
             for items, learn in plan:
@@ -124,7 +159,7 @@ class Words:
                     if isinstance(item, int):
                         tokens.append(item)
                     else:
-                        tokens += self._known[item] if item.constant else ids[item]
+                        tokens += ids[item]
                 if learn and len(tokens) > start:
                     trained.append((start, len(tokens)))
             yield Tokens(tokens, trained)
@@ -184,10 +219,13 @@ class Words:
         return out
 
     def _split(self, markup: str) -> tuple[str | int, ...]:
-        if markup not in self._markup:
+        found = self._markup.get(markup)
+        if found is None:
             pieces = self._special.split(markup) if self._special else [markup]
-            self._markup[markup] = tuple(self.controls.get(piece, piece) for piece in pieces)
-        return self._markup[markup]
+            found = tuple(self.controls.get(piece, piece) for piece in pieces)
+            if len(markup) <= LONGEST:
+                self._markup.keep(markup, found)
+        return found
 
     def _units(self, run: Sequence[Part], *, prefixed: bool) -> list[_Unit]:
         """A run, cut where a space begins after something that is not white space: no token reaches across, so the parts may be tokenised apart."""

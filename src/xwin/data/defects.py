@@ -71,6 +71,7 @@ class Defect(StrEnum):
     NOT_A_NUMBER = "the answer is not one number"
     DUPLICATE_CHOICES = "two equal choices"
     # the budget
+    NO_PLACE = "the template has no place for it"
     TOO_LONG = "longer than the budget"
     NOTHING_TRAINED = "nothing would be trained"
 
@@ -105,6 +106,7 @@ _REJECT: Mapping[Defect, str] = {
     Defect.ONE_ANSWER: "a pair needs two answers with a rank or a score",
     Defect.DIFFERENT_PROMPTS: "the two conversations differ before the last answer, so the answers cannot be compared",
     Defect.DUPLICATE_CHOICES: "two letters have the same text, so the letter of the answer proves nothing",
+    Defect.NO_PLACE: "the chat template cannot write one of its turns, or its tools",
     Defect.TOO_LONG: "the row has more tokens than one batch may hold",
     Defect.NOTHING_TRAINED: "no token of the row would be in the loss",
 }

@@ -9,15 +9,15 @@ from __future__ import annotations
 import codecs
 import difflib
 import glob
+import hashlib
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import overload
 
 from xwin.data._columns import csv_rows, parquet_rows
 from xwin.data._datasets import dataset_digest, dataset_folder, dataset_rows, named_dataset
@@ -25,13 +25,16 @@ from xwin.data._jsonl import ROW_LIMIT, Lines, Row, flawed, index_lines, new_fil
 from xwin.data._unpack import TOO_LARGE, Blocks, Packing, lines, packing
 from xwin.data._values import begins_with_value, holds_one_value, split_values
 from xwin.data.defects import Defect, Flaw
+from xwin.data.listed import Listed
 from xwin.errors import DataError
 from xwin.run.storage import digest_file
 
-__all__ = ["ROW_LIMIT", "Row", "Table", "named_tables", "open_table"]
+__all__ = ["REVISION", "ROW_LIMIT", "Row", "Table", "data_digest", "data_files", "named_tables", "open_table"]
 
 REVISION = 1
 """Of the copies in the cache: another number when reading changes what they hold."""
+MOST_OPEN = 16
+"""Files of one source that are held open."""
 HEAD = 1 << 20
 """Bytes from which the shape of a file is told."""
 FOREIGN = {
@@ -76,7 +79,29 @@ class _State:
         return self.changed == found.st_mtime_ns and self.size == found.st_size and self.node == found.st_ino
 
 
-class Table(Sequence[Row]):
+class _Handles:
+    """Descriptors of the files that were read last, opened when they are asked for: a pattern may name thousands."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._numbers)
+
+    def of(self, file: Path) -> tuple[int, bool]:
+        """A descriptor to read from, until the next one is asked for, and whether it was opened now."""
+        held = self._numbers.pop(file, None)
+        number = os.open(file, os.O_RDONLY | os.O_CLOEXEC) if held is None else held
+        self._numbers[file] = number
+        if len(self._numbers) > MOST_OPEN:
+            os.close(self._numbers.pop(next(iter(self._numbers))))
+        return number, held is None
+
+
+def _close(numbers: dict[Path, int]) -> None:
+    for number in numbers.values():
+        os.close(number)
+
+
+class Table(Listed[Row]):
     """The rows of one file, read when they are asked for; held are 8 bytes a row. Reading a row again gives the same row.
 
     Example: open_table(Path("alpaca.json"), cache=cache)[0].value["instruction"]
@@ -92,30 +117,25 @@ class Table(Sequence[Row]):
         """sha256 of the bytes of `path`, 64 hex digits."""
         self.file = opened.path
         """Where the lines lie: `path` itself, or the copy in the cache."""
-        self._lines, self._state, self._number = opened.lines, opened.state, opened.number
+        self._lines, self._state, self._handles = opened.lines, opened.state, opened.handles
         self._read, self._name = read, str(opened.path)
-        weakref.finalize(self, os.close, opened.number)
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
+    def at(self, place: int) -> Row:
+        """See Listed."""
         self.check()
-        number = self._lines.number(at)
+        number = self._lines.number(place)
         with _file_errors(self.file):
-            line, whole = self._lines.read(self._number, at)
+            handle, fresh = self._handles.of(self.file)
+            line, whole = self._lines.read(handle, place)
+        if fresh or not whole:
+            self.check()  # a file that became shorter is no large row, and one that is opened again may be another
         if not whole:
-            self.check()  # a file that became shorter is no large row
             return flawed(number, Flaw(*TOO_LARGE), line)
         row = self._read(number, line)
-        cut = row.flaw and row.flaw.defect is Defect.NOT_JSON and at == len(self) - 1 and self._lines.open_end
+        cut = row.flaw and row.flaw.defect is Defect.NOT_JSON and place == len(self) - 1 and self._lines.open_end
         if cut and line[:1] in (b"{", b"[") and line[-1:] not in (b"}", b"]"):
             return replace(row, flaw=Flaw(Defect.TRUNCATED, row.flaw.detail if row.flaw else ""))
         return row
@@ -170,15 +190,39 @@ def named_tables(source: str, *, cache: Path) -> list[Table]:
         folder = dataset_folder(named)
         with _file_errors(folder):
             digest = dataset_digest(folder, named.split)
-        copy = _copied(cache / f"{digest}.dataset.v{REVISION}.jsonl", lambda: dataset_rows(folder, named.split, source))
-        return [_table(Path(source), digest, copy, read_marked)]
+        copy = _copied(cache / f"{digest}.dataset.v{REVISION}.jsonl", lambda: _dataset(folder, named.split, source, digest))
+        return [_table(Path(source), digest, copy, read_marked, _Handles())]
     if pattern:
         names = glob.glob(source, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         found = sorted(path for path in names if Path(path).is_file())
         if not found:
             raise DataError("no file matches this pattern", source, "look at the pattern, and at the folder it starts from")
-        return [open_table(Path(path), cache=cache) for path in found]
+        handles = _Handles()
+        return [_opened_table(Path(path), cache, handles) for path in found]
     return [open_table(Path(source), cache=cache)]
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files that a path or pattern means, in order; none where there is nothing, or for a data set of the hub."""
+    text = str(path)
+    if glob.has_magic(text) and not path.exists():  # Path.glob takes no absolute pattern
+        return [found for name in sorted(glob.glob(text, recursive=True)) if (found := Path(name)).is_file()]  # noqa: PTH207
+    named = named_dataset(text)
+    if named is not None and named.folder is not None:
+        return sorted(found for found in named.folder.rglob("*") if found.is_file() and not found.name.startswith("."))
+    return [path] if path.is_file() else []
+
+
+def data_digest(path: Path) -> str:
+    """What names the content: `file:` and the sha256 of one file, `files:` and a digest of several, or `hub:` and the name of a data set there,
+    which only the stage that reads it fetches."""
+    files = data_files(path)
+    if files == [path]:
+        return f"file:{digest_file(path)}"
+    if not files:
+        return f"hub:{path}"
+    lines = "\n".join([path.name, *(f"{file.name} {digest_file(file)}" for file in files)])
+    return f"files:{hashlib.sha256(lines.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def open_table(path: Path, *, cache: Path) -> Table:
@@ -193,6 +237,10 @@ def open_table(path: Path, *, cache: Path) -> Table:
         MissingExtra: a package for that kind of file is not installed.
         StorageError: the copy cannot be written.
     """
+    return _opened_table(path, cache, _Handles())
+
+
+def _opened_table(path: Path, cache: Path, handles: _Handles) -> Table:
     if "\0" in str(path):
         raise DataError("a file name cannot hold a NUL character", repr(str(path)))
     with _file_errors(path):
@@ -202,17 +250,18 @@ def open_table(path: Path, *, cache: Path) -> Table:
         head, packed = _head(path)
         shape = _shape(head, path, packed)
         if shape is Shape.LINES and packed is Packing.PLAIN:
-            return _table(path, None, path, read_row)
+            return _table(path, None, path, read_row, handles)
         digest = digest_file(path)
         suffix = _inner_suffix(path)[1:] if shape is Shape.CSV else ""
         name = f"{digest}.{shape}{suffix}.v{REVISION}.jsonl"
     copy = _copied(cache / name, lambda: _converted(path, shape, packed, before))
-    return _table(path, digest, copy, read_marked)
+    return _table(path, digest, copy, read_marked, handles)
 
 
-def _table(path: Path, digest: str | None, file: Path, read: Callable[[int, bytes], Row]) -> Table:
+def _table(path: Path, digest: str | None, file: Path, read: Callable[[int, bytes], Row], handles: _Handles) -> Table:
     with _file_errors(file):
-        opened = _open(file)
+        number, _ = handles.of(file)
+        opened = _Opened(file, handles, _State.of(os.fstat(number)), index_lines(number))
     table = Table(path, digest or opened.lines.digest, opened, read)
     table.check()
     if not len(table):
@@ -223,19 +272,9 @@ def _table(path: Path, digest: str | None, file: Path, read: Callable[[int, byte
 @dataclass(frozen=True, slots=True)
 class _Opened:
     path: Path
-    number: int
-    lines: Lines
+    handles: _Handles
     state: _State
-
-
-def _open(file: Path) -> _Opened:
-    number = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        state = _State.of(os.fstat(number))
-        return _Opened(file, number, index_lines(number), state)
-    except BaseException:
-        os.close(number)
-        raise
+    lines: Lines
 
 
 def _copied(target: Path, rows: Callable[[], Iterable[bytes]]) -> Path:
@@ -244,6 +283,14 @@ def _copied(target: Path, rows: Callable[[], Iterable[bytes]]) -> Path:
         with new_file(target) as out:
             out.writelines(line + b"\n" for line in rows())
     return target
+
+
+def _dataset(folder: Path, split: str | None, source: str, digest: str) -> Iterator[bytes]:
+    """Lines of the copy; at the end the folder must still hold what it held when its digest was made."""
+    yield from dataset_rows(folder, split, source)
+    with _file_errors(folder):
+        if dataset_digest(folder, split) != digest:
+            raise _changed(Path(source))
 
 
 def _converted(path: Path, shape: Shape, packed: Packing, state: _State) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """Rows that repeat each other, and rows that repeat given texts. Nothing is left to chance; of rows that repeat each other the first is kept.
 
 Three ways to compare:
-    exact     texts after `fold`: case, spacing and the punctuation around words do not count; what is inside a word, and signs, do
-              ("7 - 3" is not "7 + 3", "C++" is not "C#").
+    exact     texts after `fold`: case, spacing and the punctuation around words do not count; what is inside a word, brackets and signs do
+              ("7 - 3" is not "7 + 3", "(2 + 3) * 4" is not "2 + (3 * 4)", "5!" is not "5", "C++" is not "C#").
     near      sets of five such words in a row, by their Jaccard similarity (Broder 1997, "On the resemblance and containment of documents";
               five words and 0.8 as in Lee et al., arXiv:2107.06499). MinHash LSH proposes pairs, the true similarity decides.
     overlap   thirteen words in a row that a given text has too; `words` are letters and digits alone (Brown et al., arXiv:2005.14165,
@@ -50,8 +50,13 @@ JOINED = re.compile(r"(?<=\w)['’ʼ](?=\w)|(?<=\d),(?=\d\d\d(?!\d))")
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 """Scripts that put no space between words (Thai, Lao, Burmese, Khmer, Kana, Han): there each character counts as a word."""
 ASCII = "".join(chr(code) if chr(code).isalnum() else " " for code in range(128))
-OPENING = "\"'([{‘’“”«‹¿¡*_`"
-CLOSING = OPENING + ".,:;!?)]}»›…。、，；：！？」』"
+OPENING = "\"'‘’“”«‹¿¡`"
+CLOSING = OPENING + ".,:;!?»›…。、，；：！？"
+SIGNS = "!'\""
+"""Closing marks that mean something behind a number or a bracket: a factorial, feet, inches."""
+LOOSE_SIGN = re.compile(r"(?<=[\d)\]}])\s+(?=!+(?:\s|$))")
+REFERENCES = ("answer", "constraint", "task")
+"""Of the meta: what an answer to the prompt is checked by. Prompts that differ only there are different rows."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -72,16 +77,31 @@ def _letter(char: str) -> str:
 def fold(text: str) -> str:
     """A text without what does not matter to a reader.  Example: " What is 7 - 3 ?" is "what is 7 - 3" """
     plain = UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text).casefold())
-    parts = (part.lstrip(OPENING).rstrip(CLOSING) for part in plain.split())
-    return " ".join(part for part in parts if part) or plain.strip()
+    parts = map(_bare, LOOSE_SIGN.sub("", plain).split())
+    return " ".join(part for part in parts if part) or " ".join(plain.split())
+
+
+def _bare(part: str) -> str:
+    """Without the punctuation around it.  Example: of "(5!)," "(5!)" is left, of "5!?" "5!", of "quick!" "quick" """
+    part = part.lstrip(OPENING)
+    kept = part.rstrip(CLOSING)
+    if kept[-1:].isdigit() or kept[-1:] in (")", "]", "}"):
+        tail = part[len(kept) :]
+        kept += tail[: len(tail) - len(tail.lstrip(SIGNS))]
+    return kept
 
 
 def content_key(item: Item) -> bytes:
-    """16 bytes, equal for rows that say the same: roles, folded texts, tools and their calls, label; of a preference both answers in order."""
+    """16 bytes, equal for rows that say the same: roles, folded texts, tools and their calls, label, and what answers are checked by; of a
+    preference both answers in order."""
     messages = (*item.prompt, item.chosen, item.rejected) if isinstance(item, Preference) else item.messages
     label = item.label if isinstance(item, Conversation) else None
-    known = [label, item.meta.get("tools"), [[m.role, fold(m.text), m.tool_calls] for m in messages]]
+    known = [label, item.meta.get("tools"), _references(item), [[m.role, fold(m.text), m.tool_calls] for m in messages]]
     return hashlib.blake2b(json.dumps(known, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _references(item: Item) -> dict[str, object]:
+    return {name: item.meta[name] for name in REFERENCES if item.meta.get(name) is not None}
 
 
 def opening_key(item: Item) -> str:
@@ -103,12 +123,13 @@ class Duplicate:
 def exact_duplicates(items: Iterable[Item]) -> list[Duplicate]:
     """Every row that says exactly (see `content_key`) what a row before it says. Rows are numbered from 0."""
     first: dict[bytes, int] = {}
-    found = [(row, first.setdefault(content_key(item), row)) for row, item in enumerate(items)]
+    found = ((row, first.setdefault(content_key(item), row)) for row, item in enumerate(items))
     return [Duplicate(row, of, 1.0) for row, of in found if of != row]
 
 
 def near_duplicates(rows: Sequence[Item], similarity: float) -> list[Duplicate]:
-    """Every row that is nearly what an earlier, kept row is: prompt and answers are each at least so similar, and labels are equal.
+    """Every row that is nearly what an earlier, kept row is: prompt and answers are each at least so similar, labels are equal, and prompts
+    without an answer are checked by the same.
 
     Prompts and answers are compared apart: two questions about one long passage, and two answers to one question, are different rows.
 
@@ -167,6 +188,8 @@ def _shingles(item: Item) -> tuple[frozenset[str], ...]:
     if isinstance(item, Preference):
         return prompt, _of([item.chosen.text]), _of([item.rejected.text])
     answers = tuple(_of([m.text]) for m in item.messages[len(item.prompt) :])
+    if not answers and (known := _references(item)):
+        answers = (frozenset({json.dumps(["checked by", known], default=str)}),)
     return prompt, *answers, *(() if item.label is None else (frozenset({str(item.label)}),))
 
 

@@ -20,9 +20,11 @@ import numpy as np
 from xwin.data._ids import Ids, Suffixes, load_suffixes
 from xwin.data._import import Found, Imported, OnDefect, Outcome, Source, Tally, find_format, import_rows
 from xwin.data.conversation import Conversation, Json, Preference, conversation_from_json, preference_from_json
+from xwin.data.files import REVISION as FILES_REVISION
 from xwin.data.files import Row as FileRow
 from xwin.data.files import Table, named_tables, open_table
 from xwin.data.formats import Item, Makes
+from xwin.data.listed import Listed
 from xwin.errors import DataError
 from xwin.seeds import order
 
@@ -52,7 +54,7 @@ ItemT = TypeVar("ItemT", bound=Item)
 Read = Callable[[Json, str], ItemT]
 
 
-class Rows(Sequence[ItemT]):
+class Rows(Listed[ItemT]):
     """The items of a native JSONL file, read when they are asked for; held are a few bytes a row. All ids differ.
 
     Example: rows = open_conversations(Path("train.jsonl")); rows[7].messages
@@ -77,16 +79,10 @@ class Rows(Sequence[ItemT]):
     def __len__(self) -> int:
         return len(self._table)
 
-    @overload
-    def __getitem__(self, index: int) -> ItemT: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ItemT]: ...
-    def __getitem__(self, index: int | slice) -> ItemT | list[ItemT]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
-        item = _item(self._table.path, self._table[at], self._read)
-        number = self._suffixes.of(at)
+    def at(self, place: int) -> ItemT:
+        """See Listed."""
+        item = _item(self._table.path, self._table[place], self._read)
+        number = self._suffixes.of(place)
         return replace(item, id=f"{item.id}.{number}") if number else item
 
     def __iter__(self) -> Iterator[ItemT]:
@@ -141,12 +137,13 @@ def load(source: str, *, makes: Makes, cache: Path, format: str | None = None, d
         tables[0].expect(digest)
     read: Read[Any] = conversation_from_json if makes is Makes.CONVERSATIONS else preference_from_json
     key = _key(tables, makes, format or "")
-    copy, ids = cache / f"{key}.jsonl", _ids(cache, key)
+    copy, as_it_is = cache / f"{key}.jsonl", cache / f"{key}.native.npz"
     if not copy.is_file():
-        if len(tables) == 1 and tables[0].file == tables[0].path and (ids.is_file() or _is_native(find_format(tables[0], format, makes), read)):
-            return _rows(tables[0], read, ids)
+        found_native = as_it_is.is_file()  # only a file whose rows become just what they say has one
+        if len(tables) == 1 and tables[0].file == tables[0].path and (found_native or _is_native(find_format(tables[0], format, makes), read)):
+            return _rows(tables[0], read, as_it_is)
         import_rows(tables, out=copy, makes=makes, format=format)
-    return _rows(open_table(copy, cache=cache), read, ids)
+    return _rows(open_table(copy, cache=cache), read, _ids(cache, key))
 
 
 def _is_native(found: Found, read: Read[Any]) -> bool:
@@ -173,7 +170,7 @@ def _native(value: Json, read: Read[Any]) -> tuple[Item, ...]:
 
 def _key(tables: Sequence[Table], makes: Makes, format: str) -> str:
     """Names what reading these files in this way gives."""
-    parts = [str(REVISION), makes, format, *(table.digest for table in tables)]
+    parts = [f"{REVISION}.{FILES_REVISION}", makes, format, *(table.digest for table in tables)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -223,7 +220,7 @@ def _stream(size: int, count: int, start: int, seed: int, *path: str | int) -> n
     return np.concatenate(parts)
 
 
-class Epoch(Sequence[Row]):
+class Epoch(Listed[Row]):
     """One epoch of a mixture: its rows in order, read when they are asked for; held are 8 bytes a row."""
 
     def __init__(self, sources: Sequence[Sequence[Row]], places: np.ndarray) -> None:
@@ -233,18 +230,11 @@ class Epoch(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self._row(int(place)) for place in self._places[index]]
-        return self._row(int(self._places[index]))
-
-    def _row(self, place: int) -> Row:
-        source = bisect_right(self._ends, place)
-        return self._sources[source][place - (self._ends[source - 1] if source else 0)]
+    def at(self, place: int) -> Row:
+        """See Listed."""
+        row = int(self._places[place])
+        source = bisect_right(self._ends, row)
+        return self._sources[source][row - self._ends[source]]  # counted from the end of its source
 
 
 @dataclass(frozen=True)

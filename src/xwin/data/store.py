@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xwin.data.batch import Column, Sample
+from xwin.data.listed import Listed
 from xwin.errors import DataError
-from xwin.run.storage import sync, write_atomic
+from xwin.run.storage import storage_errors, sync, write_atomic
 
 REVISION = 1
 """Of the layout; raised when it changes, so that nobody reads old files in a new way."""
@@ -30,7 +33,7 @@ FILES = {"tokens": "<i4", "mask": "?", "ends": "<i8", "names": "u1", "name_ends"
 
 
 @dataclass(frozen=True)
-class SampleStore(Sequence[Sample]):
+class SampleStore(Listed[Sample]):
     """N samples in a folder; nothing is read before it is asked for.
 
     Example: store[7].tokens; store.lengths.sum()
@@ -65,20 +68,12 @@ class SampleStore(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._files["ends"])
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = index if index >= 0 else len(self) + index
-        if not 0 <= at < len(self):
-            raise IndexError(index)
-        span, name = self._span("ends", at), self._span("name_ends", at)
-        columns: dict[str, Column] = {key: float(self._files[f"column.{key}"][at]) for key in self._meta["scalars"]}
+    def at(self, place: int) -> Sample:
+        """See Listed."""
+        span, name = self._span("ends", place), self._span("name_ends", place)
+        columns: dict[str, Column] = {key: float(self._files[f"column.{key}"][place]) for key in self._meta["scalars"]}
         columns |= {key: tuple(self._files[f"column.{key}"][span].tolist()) for key in self._meta["rows"]}
-        bond = int(self.bonds[at])
+        bond = int(self.bonds[place])
         return Sample(
             bytes(self._files["names"][name]).decode(),
             tuple(self._files["tokens"][span].tolist()),
@@ -87,13 +82,13 @@ class SampleStore(Sequence[Sample]):
             None if bond < 0 else str(bond),
         )
 
-    def _span(self, ends: str, at: int) -> slice:
+    def _span(self, ends: str, place: int) -> slice:
         stops = self._files[ends]
-        return slice(int(stops[at - 1]) if at else 0, int(stops[at]))
+        return slice(int(stops[place - 1]) if place else 0, int(stops[place]))
 
 
 @dataclass(frozen=True)
-class Pool(Sequence[Sample]):
+class Pool(Listed[Sample]):
     """The samples of several stores, end to end."""
 
     stores: tuple[SampleStore, ...]
@@ -122,35 +117,38 @@ class Pool(Sequence[Sample]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = index if index >= 0 else len(self) + index
-        if not 0 <= at < len(self):
-            raise IndexError(index)
-        source = bisect_right(self._ends, at)
-        sample = self.stores[source][at - self._ends[source]]  # counted from the end of its store
+    def at(self, place: int) -> Sample:
+        """See Listed."""
+        source = bisect_right(self._ends, place)
+        sample = self.stores[source][place - self._ends[source]]  # counted from the end of its store
         return sample if sample.bond is None else replace(sample, bond=f"{source}/{sample.bond}")
 
 
+ABANDONED = 86_400.0
+"""Seconds after which a draft belongs to nobody who is still at work."""
+
+
 def stored(folder: Path, make: Callable[[Counter[str]], Iterable[Sample]]) -> SampleStore:
-    """The store in `folder`, made from `make()` when it is not there yet. What a killed attempt left is thrown away; two may make it at once.
+    """The store in `folder`, made from `make()` when it is not there yet. Two may make it at once; drafts of killed attempts go after a day.
 
     Args:
         folder: named by a digest of everything the samples depend on; `REVISION` is added.
         make: gives the samples, one at a time, and counts what it leaves out or changes; all samples carry the same columns.
+
+    Raises:
+        StorageError: the disk is full, read-only, or permission is missing.
     """
     final = folder.with_name(f"{folder.name}.v{REVISION}")
-    if not (final / "meta.json").exists():
+    if (final / "meta.json").exists():
+        return SampleStore(final)
+    with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         part = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
         try:
             tally: Counter[str] = Counter()
             _write(part, make(tally), tally)
+            part.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner alone, and a cache may be shared
             try:
                 part.rename(final)
             except OSError:
@@ -159,6 +157,20 @@ def stored(folder: Path, make: Callable[[Counter[str]], Iterable[Sample]]) -> Sa
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return SampleStore(final)
+
+
+def _sweep(final: Path) -> None:
+    """Removes drafts that attempts killed long ago left."""
+    for draft in final.parent.glob(f".{final.name}.*"):
+        if time.time() - draft.stat().st_mtime > ABANDONED:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 CHUNK = 1024
@@ -171,13 +183,14 @@ def _write(folder: Path, samples: Iterable[Sample], tally: Mapping[str, int]) ->
     first = next(rest, None)
     kinds = {} if first is None else _kinds(first)
     rest = iter(()) if first is None else chain((first,), rest)
-    bonds: dict[str, int] = {}
+    numbered = _numbered(rest)
     tokens = names = 0
     with ExitStack() as stack:
         paths = {name: folder / f"{name}.bin" for name in (*FILES, *(f"column.{name}" for name in kinds))}
         outs = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
-        while chunk := list(islice(rest, CHUNK)):
-            arrays = _arrays(chunk, kinds, bonds)
+        while pairs := list(islice(numbered, CHUNK)):
+            chunk = [sample for sample, _ in pairs]
+            arrays = _arrays(chunk, kinds) | {"bonds": np.array([number for _, number in pairs])}
             ends = tokens + np.cumsum([len(s.tokens) for s in chunk])
             name_ends = names + np.cumsum([len(s.id.encode()) for s in chunk])
             tokens, names = int(ends[-1]), int(name_ends[-1])
@@ -196,8 +209,8 @@ def _kinds(sample: Sample) -> dict[str, bool]:
     return {name: isinstance(value, tuple) for name, value in sample.columns.items()}
 
 
-def _arrays(chunk: Sequence[Sample], kinds: Mapping[str, bool], bonds: dict[str, int]) -> dict[str, NDArray[np.generic]]:
-    """What a chunk adds to the files, but for where samples end. `bonds` learns the numbers of new bonds."""
+def _arrays(chunk: Sequence[Sample], kinds: Mapping[str, bool]) -> dict[str, NDArray[np.generic]]:
+    """What a chunk adds to the files, but for bonds and where samples end."""
     for sample in chunk:
         if _kinds(sample) != kinds:
             raise DataError(f"has the columns {sorted(sample.columns)}, the samples before it {sorted(kinds)}", sample.id)
@@ -205,12 +218,20 @@ def _arrays(chunk: Sequence[Sample], kinds: Mapping[str, bool], bonds: dict[str,
         "tokens": np.fromiter(chain.from_iterable(s.tokens for s in chunk), "<i4"),
         "mask": np.fromiter(chain.from_iterable(s.mask for s in chunk), "?"),
         "names": np.frombuffer(b"".join(s.id.encode() for s in chunk), "u1"),
-        "bonds": np.array([-1 if s.bond is None else bonds.setdefault(s.bond, len(bonds)) for s in chunk], "<i8"),
     }
     for name in kinds:
         values = [value if isinstance(value := s.columns[name], tuple) else (value,) for s in chunk]
         arrays[f"column.{name}"] = np.fromiter(chain.from_iterable(values), "<f4")
     return arrays
+
+
+def _numbered(samples: Iterable[Sample]) -> Iterator[tuple[Sample, int]]:
+    """Each sample with the number of its bond, -1 = none. Those of a bond lie side by side, so nothing but the last one is remembered."""
+    last, number = None, -1
+    for sample in samples:
+        if sample.bond is not None and sample.bond != last:
+            last, number = sample.bond, number + 1
+        yield sample, -1 if sample.bond is None else number
 
 
 def _mapped(path: Path, kind: str) -> NDArray[np.generic]:

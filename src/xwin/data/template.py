@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import tee
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ from xwin.data._rules import Prefix, apply_rules, open_tokenizer, prefix_of, rul
 from xwin.data._tables import TABLES, VICUNA_SYSTEM, Tabular, markers
 from xwin.data._words import Stretch, Tokens, Words, pieces
 from xwin.data.batch import Sample
-from xwin.data.conversation import Conversation, Json, Message
+from xwin.data.conversation import Conversation, Json, Message, Preference
 from xwin.errors import DataError, ModelError
 from xwin.run.storage import digest_file
 
@@ -45,6 +46,7 @@ __all__ = [
     "Template",
     "Tokens",
     "answers",
+    "as_trained",
     "describe",
     "export_template",
     "load_template",
@@ -75,6 +77,11 @@ class Template(Protocol):
     @property
     def stop(self) -> tuple[int, ...]:
         """Token ids that end an answer; the first one is trained at the end of every answer."""
+        ...
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a sequence, where the tokenizer has one."""
         ...
 
     @property
@@ -148,6 +155,11 @@ class LaidOut:
     def stop(self) -> tuple[int, ...]:
         """See Template."""
         return self.layout.stop
+
+    @property
+    def bos(self) -> int | None:
+        """See Template."""
+        return self.words.controls.get(self.words.names.get("bos_token", ""))
 
     @property
     def extends(self) -> bool:
@@ -230,6 +242,24 @@ def answers(template: Template, conversations: Iterable[Conversation]) -> Iterat
     return template.render_all(map(last_alone, conversations))
 
 
+def as_trained(template: Template, item: Conversation | Preference) -> dict[str, Rendered]:
+    """What the stages make of a row: "chosen" and "rejected" of a preference, "conversation", or "prompt", of which nothing is trained.
+
+    Of a preference and of a labelled conversation only the last answer is trained; of another conversation every answer that has a weight.
+
+    Raises:
+        DataError: the template has no place for a message; says which.
+    """
+    if isinstance(item, Preference):
+        sides = {"chosen": item.chosen, "rejected": item.rejected}
+        told = [Conversation(item.id, (*item.prompt, answer), meta=item.meta) for answer in sides.values()]
+        return dict(zip(sides, answers(template, told), strict=True))
+    if item.messages[-1].role != "assistant":
+        tokens = template.prompt(item.messages, item.meta.get("tools") or ())
+        return {"prompt": Rendered(tokens, (False,) * len(tokens))}
+    return {"conversation": next(template.render_all([item]) if item.label is None else answers(template, [item]))}
+
+
 def describe(template: Template, rendered: Rendered) -> list[tuple[str, bool]]:
     """(text, trained) of each token, in order, to be shown. Tokens that each hold a part of one character come as one; joined, the texts are the
     decoded conversation."""
@@ -249,12 +279,18 @@ def load_template(folder: Path, name: str) -> Template:
 REVISION = 1
 """Of how templates lay conversations out; raised when one gives other ids."""
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("tokenizer.model", "vocab.json", "merges.txt"),
+)
+PACKAGES = ("transformers", "tokenizers")
 
 
 def template_digest(folder: Path, name: str) -> str:
     """Names what `load_template(folder, name)` does: equal text for equal ids."""
     parts = [f"{REVISION} {name}", *(f"{file} {digest_file(folder / file)}" for file in TOKENIZER_FILES if (folder / file).is_file())]
+    parts += [f"model type {read_json(folder / 'config.json').get('model_type')}"]  # where the tokenizer names no class, it chooses one
+    parts += [f"{package} {version(package)}" for package in PACKAGES]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

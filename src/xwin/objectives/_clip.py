@@ -30,10 +30,14 @@ def ratio_of(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
 
 
-def is_clipped(ratio: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
-    """Where a ratio has lost its gradient: above the bound of a good token, below that of a bad one. [any shape] bool"""
+def is_clipped(ratio: Tensor, advantage: Tensor, clip: Clip, dual_clip: float | None = None) -> Tensor:
+    """Where a ratio has lost its gradient. [any shape] bool
+
+    Above the bound of a good token; below that of a bad one, or above `dual_clip`, if there is one.
+    """
     low, high = bounds(clip)
-    return ((ratio > high) & (advantage > 0)) | ((ratio < low) & (advantage < 0))
+    outside = (ratio < low) if dual_clip is None else (ratio < low) | (ratio > dual_clip)
+    return ((ratio > high) & (advantage > 0)) | (outside & (advantage < 0))
 
 
 def drift(logp: Tensor, old_logp: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Measure]:

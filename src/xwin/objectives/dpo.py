@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -84,5 +85,5 @@ class Dpo(PreferenceObjective):
         if self.nll:
             nll, _ = pairs.split(-per_answer_token(batch, logp))
             values = values + self.nll * nll
-            stats["nll"] = mean(nll, nll.isfinite())
+            stats["nll"] = mean(nll, torch.ones_like(nll, dtype=torch.bool))
         return Loss(values, stats)

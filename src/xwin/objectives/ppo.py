@@ -57,5 +57,5 @@ class Ppo(Objective):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         logp, old_logp, advantage = out.get("logp"), batch.column("old_logp"), batch.column("advantage")
         values = ppo(logp, old_logp, advantage, clip=self.clip, dual_clip=self.dual_clip)
-        clipped = is_clipped(ratio_of(logp.detach() - old_logp), advantage, self.clip)
+        clipped = is_clipped(ratio_of(logp.detach() - old_logp), advantage, self.clip, self.dual_clip)
         return Loss(values, {"clipped": mean(clipped, batch.mask), **drift(logp.detach(), old_logp, out.get("entropy"), batch.mask)})

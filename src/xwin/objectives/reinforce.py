@@ -6,7 +6,7 @@ that follows equation 8, after Kool et al. 2019.
 
     L_t = -A_t log pi(a_t)
 
-There is no ratio: the answers must be the policy's own, so one pass over them, and few minibatches.
+There is no ratio: the answers must be the policy's own, so one pass over them, and one minibatch.
 """
 
 from __future__ import annotations

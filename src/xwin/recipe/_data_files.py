@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
 from pathlib import Path
 
-from xwin.data.files import named_dataset
-from xwin.run.storage import digest_file
+from xwin.data.files import data_digest, data_files, named_dataset
+
+__all__ = ["HUB", "data_digest", "data_files", "data_path", "unpinned"]
 
 HUB = "hf:"
 
@@ -16,30 +15,19 @@ def data_path(text: str, folder: Path) -> Path:
     """Where the data lie; of a data set of the hub its name.
 
     Args:
-        text: as the recipe writes it: `./x.jsonl`, `./x/*.jsonl`, `./folder`, `./folder:split`, `hf:owner/name`.
+        text: as the recipe writes it: `./x.jsonl`, `./x/*.jsonl`, `./folder`, `./folder:split`, `hf:owner/name@revision`.
         folder: what `./x` is relative to.
     """
     return Path(text) if text.startswith(HUB) else (folder / text).absolute()
 
 
-def data_files(path: Path) -> list[Path]:
-    """The files that a path or pattern means; none where there is nothing, or for a data set of the hub."""
-    text = str(path)
-    if glob.has_magic(text) and not path.exists():  # Path.glob takes no absolute pattern
-        return [found for name in sorted(glob.glob(text, recursive=True)) if (found := Path(name)).is_file()]  # noqa: PTH207
-    named = named_dataset(text)
-    if named is not None and named.folder is not None:
-        return sorted(found for found in named.folder.rglob("*") if found.is_file() and not found.name.startswith("."))
-    return [path] if path.is_file() else []
+def unpinned(text: str) -> tuple[str, str]:
+    """What is wrong with a data set of the hub that names no revision, and how it is mended; ("", "") where nothing is.
 
-
-def data_digest(path: Path) -> str:
-    """What names the content: `file:` and the sha256 of one file, `files:` and a digest of several, or `hub:` and the name of a data set there,
-    which only the stage that reads it fetches."""
-    files = data_files(path)
-    if files == [path]:
-        return f"file:{digest_file(path)}"
-    if not files:
-        return f"hub:{path}"
-    lines = "\n".join([path.name, *(f"{file.name} {digest_file(file)}" for file in files)])
-    return f"files:{hashlib.sha256(lines.encode(errors='surrogateescape')).hexdigest()}"
+    Example: unpinned("hf:owner/name:train")[1] is "write hf:owner/name@REVISION:train, the revision a commit of the data set"
+    """
+    named = named_dataset(text) if text.startswith(HUB) else None
+    if named is None or named.folder is not None or named.revision is not None:
+        return "", ""
+    pinned = f"{HUB}{named.repo}@REVISION" + (f":{named.split}" if named.split else "")
+    return f"a data set of the hub needs a pinned revision in a recipe: {text}", f"write {pinned}, the revision a commit of the data set"

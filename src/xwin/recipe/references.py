@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from xwin.errors import ModelError, Problem
 from xwin.models.hub import ModelSource, require_pinned
-from xwin.recipe._data_files import HUB, data_files, data_path
+from xwin.recipe._data_files import HUB, data_files, data_path, unpinned
 from xwin.recipe.fields import WORDS, Reference, references, spec_of
 from xwin.recipe.source import Place, Source
 from xwin.run.artifacts import Artifact, Model, Network, RewardModel, Wants
@@ -173,7 +173,12 @@ class _Checker:
     def _check_file(self, reference: Reference) -> None:
         path = self.source.folder / reference.text
         network = issubclass(reference.wants.artifact, Network)
-        if not network and (reference.text.startswith(HUB) or data_files(data_path(reference.text, self.source.folder))):
+        if not network and reference.text.startswith(HUB):
+            what, fix = unpinned(reference.text)
+            if what:
+                self._report(reference.place, what, fix)
+            return
+        if not network and data_files(data_path(reference.text, self.source.folder)):
             return
         if not path.exists():
             self._report(

@@ -90,25 +90,31 @@ class _Rule:
         return f"{self.metric} {self.low} {self.high} {self.patience} {self.action}"
 
 
+ENGINE_GAP = "engine_gap"
+LARGEST_ENGINE_GAP = 0.05
+"""Nats a token, the mean of its absolute value."""
+
 _FINITE = ("loss", "grad_norm", "critic/loss", "critic/grad_norm")
 ALWAYS_ON = (
     *(_Rule(metric) for metric in _FINITE),
     _Rule("tokens", low=1),
-    _Rule("engine_gap", high=0.05),
+    _Rule(ENGINE_GAP, high=LARGEST_ENGINE_GAP),
 )
 """Non-finite loss or gradient; a step without a token (the Learner itself refuses one that trains on none); an engine that disagrees
-with the learner by more than 0.05 nats a token."""
+with the learner by more than 0.05 nats a token, unless the stage or the recipe has a guard of its own on that."""
 
 
 class Watch:
     """Feeds the metrics of each step to the guards of a stage, and counts how often in a row each was broken.
 
     Args:
-        guards: of the recipe; those that are always on come on top.
+        guards: of the recipe and the stage; those that are always on come on top, but for one on engine_gap, which takes the place of its own.
     """
 
     def __init__(self, guards: Sequence[Guard] = ()) -> None:
-        self._rules = tuple(dict.fromkeys((*ALWAYS_ON, *(_rule(guard) for guard in guards))))
+        own = {guard.metric for guard in guards} & {ENGINE_GAP}
+        always = (rule for rule in ALWAYS_ON if rule.metric not in own)
+        self._rules = tuple(dict.fromkeys((*always, *(_rule(guard) for guard in guards))))
         self._counts = dict.fromkeys((rule.key() for rule in self._rules), 0)
 
     def feed(self, step: int, values: Mapping[str, float]) -> list[Alarm]:
@@ -160,8 +166,9 @@ def _problem(alarm: Alarm, unit: str) -> str:
 def _fix(alarm: Alarm) -> str:
     if alarm.metric == "tokens":
         return "the step had nothing to learn from: look at its rows, their masks and the length limit"
-    if alarm.metric == "engine_gap":
-        return "the engine does not write from the policy that is trained: check the template, the dtype and the weights it loaded"
+    if alarm.metric == ENGINE_GAP:
+        what = "the engine does not write from the policy that is trained: check the template, the dtype and the weights it loaded"
+        return f"{what}; where it must differ, set credit.correction or a guard of your own on {ENGINE_GAP}"
     if alarm.metric in _FINITE:
         return "lower lr, warm up longer, or clip the gradient harder; if it is the first step, look at the data and the dtype"
     if alarm.metric.startswith("kl"):

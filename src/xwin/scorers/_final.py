@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from xwin.scorers._numbers import NUMBER, plain
-
-PHRASE = re.compile(r"\banswer\b[^.\n:=]{0,60}?(?:\bis\b|:|=)[\s:]*(?=\S)", re.IGNORECASE)
+PHRASE = re.compile(r"\banswer\b[^.\n:=]{0,60}?(?:\bis(?:\b|(?=n['\u2019]t\b))|:|=)[\s:]*(?=\S)", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 BOXES = ("\\boxed", "\\fbox")
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -43,12 +41,6 @@ def boxed(text: str) -> str | None:
         if depth == 0:
             return text[opening + 1 : place].strip()
     return None
-
-
-def last_number(text: str) -> str | None:
-    """The last number, as written."""
-    found = [match[0] for match in NUMBER.finditer(plain(text))]
-    return found[-1] if found else None
 
 
 def last_choice(text: str) -> str | None:

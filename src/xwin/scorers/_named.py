@@ -6,19 +6,22 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
+class Beside(SourceFileLoader):
+    """Loads a file below the current directory that is not installed; such a module is read anew each time a function of it is named."""
+
+
 def source_of(name: str) -> Path | None:
     """The file that defines `module:function`; None when there is no such module. Imports at most the packages the module lies in."""
     module = name.partition(":")[0]
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
+    spec = _installed(module)
     if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
         return Path(spec.origin)
     beside = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
@@ -48,11 +51,36 @@ def named(name: str) -> Callable[..., Any]:
     return function
 
 
+def _installed(module: str) -> ModuleSpec | None:
+    if isinstance(getattr(sys.modules.get(module), "__loader__", None), Beside):
+        return None
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+
+
 def _imported(module: str, path: Path) -> ModuleType:
-    if module in sys.modules or importlib.util.find_spec(module) is not None:
+    if _installed(module) is not None:
         return importlib.import_module(module)
-    spec = importlib.util.spec_from_file_location(module, path)
+    spec = importlib.util.spec_from_file_location(module, path, loader=Beside(module, str(path)))
     assert spec is not None and spec.loader is not None
     found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
+    sys.modules[module] = found  # dataclasses and type hints look a class up by the name of its module
+    try:
+        with _reachable(str(Path.cwd())):
+            spec.loader.exec_module(found)
+    except BaseException:
+        del sys.modules[module]
+        raise
     return found
+
+
+@contextmanager
+def _reachable(folder: str) -> Iterator[None]:
+    """Modules below `folder` can be imported, after all that are installed."""
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 # A minus belongs to the number unless it stands behind a digit, a letter or a closing bracket, where it subtracts or joins.
 NUMBER = re.compile(
@@ -24,12 +25,19 @@ PLAIN = (
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"[\u2212\u2013]"), "-"),
     (re.compile(r"\^\{?\\circ\}?|\\degrees?\b"), " degrees"),
+    (re.compile(r"(^|=)\s*([-+])\s+(?=[$€£¥]?\.?\d)"), r"\1 \2"),
 )
 UNITS = re.compile(r"[\s.,;:!?'\"$€£¥°%-]*")
 WORD = re.compile(r"[A-Za-z]{2,}(?:\s*/\s*[A-Za-z]+|\^?[23])?|(?<=\s)[mgshlLWVNJK]\b")
 """A unit: a word, "km/h", "cm^2", or one letter behind a space; a letter that touches a number is algebra."""
 FUNCTIONS = frozenset({"pi", "sqrt", "log", "ln", "exp", "sin", "cos", "tan", "inf", "infty", "infinity", "frac"})
 """Words that are mathematics and no units."""
+DENIALS = frozenset({"not", "never", "neither", "nor", "cannot", "than"})
+"""Words that say it is another number."""
+JOINS = re.compile(r"[ \t]*(?:[-+*/^×÷·]|(?<=\d):(?=\d))[ \t]*")
+"""What makes one expression of two numbers: an operator, or the colon of a time or a ratio."""
+MOST_DIGITS = 300
+"""Characters of a number; longer ones are none: nobody means them, and Python refuses to convert them from some length on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +60,39 @@ def quantity(text: str) -> Quantity | None:
     """The number that the text is, units and currency aside; what stands before the last "=" does not count.
 
     Returns:
-        None when the text holds no number, two different ones, or mathematics beside it.
+        None when the text holds no number, two different ones, or mathematics or a denial beside it.
     """
     last = plain(text).rpartition("=")[2]
     matches = list(NUMBER.finditer(last))
     found = {_quantity(match) for match in matches}
-    if len(found) != 1:
+    if len(found) != 1 or any(_joined(last, *pair) for pair in pairwise(matches)):
         return None
     rest = NUMBER.sub(" ", last)
     words = WORD.findall(rest)
-    if any(word.casefold() in FUNCTIONS for word in words) or not UNITS.fullmatch(WORD.sub(" ", rest)):
+    if any(word.casefold() in FUNCTIONS | DENIALS for word in words) or not UNITS.fullmatch(WORD.sub(" ", rest)):
         return None
     return found.pop()
 
 
+def last_of(text: str) -> str | None:
+    """The last number of a text, as written, with what it is joined to: "8 - 5" and "5:30" are expressions, of which no part is the answer."""
+    shown = plain(text)
+    matches = list(NUMBER.finditer(shown))
+    if not matches:
+        return None
+    first = len(matches) - 1
+    while first > 0 and _joined(shown, matches[first - 1], matches[first]):
+        first -= 1
+    return shown[matches[first].start() : matches[-1].end()]
+
+
+def _joined(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
+    between = JOINS.match(text, before.end())
+    return between is not None and between.end() == after.start()
+
+
 def equal(a: Quantity, b: Quantity, tolerance: float) -> bool:
-    """Whether two numbers are the same but for a relative difference of `tolerance`.
+    """Whether two numbers are the same: whole ones exactly, others but for a relative difference of `tolerance`.
 
     A percent sign that only one of them has is a unit or a factor: 50 %, 50 and 0.5 are all taken for each other.
     """
@@ -78,10 +103,14 @@ def equal(a: Quantity, b: Quantity, tolerance: float) -> bool:
 
 
 def _near(a: Fraction, b: Fraction, tolerance: float) -> bool:
-    return a == b or abs(a - b) <= Fraction(tolerance) * max(abs(a), abs(b))
+    if a.denominator == b.denominator == 1:
+        return a == b
+    return abs(a - b) <= Fraction(tolerance) * max(abs(a), abs(b))
 
 
 def _quantity(match: re.Match[str]) -> Quantity | None:
+    if len(match[0]) > MOST_DIGITS:
+        return None
     written = match["only"] or (match["whole"].replace(",", "") + (match["part"] or ""))
     value = Fraction(written) * Fraction(10) ** int(match["power"] or 0)
     if match["below"] is not None:

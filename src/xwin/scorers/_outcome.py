@@ -10,7 +10,7 @@ from xwin.data.rollout import Group, Score
 from xwin.errors import UserError
 
 FAILED = "failed"
-"""Part of a Score that is 1.0 where the scorer failed: its value is 0 and means nothing. The rl stage leaves such answers out and counts them."""
+"""Part of a Score that is 1.0 where the scorer failed: its value is 0 and means nothing. No stage chooses, pairs or learns from such an answer."""
 
 OnFailure: TypeAlias = Literal["stop", "mask"]
 
@@ -49,21 +49,34 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def complete(groups: Sequence[Group], scores: Sequence[Sequence[Score]]) -> Sequence[Sequence[Score]]:
-    """The scores, when there is one finite Score for every answer.
+def complete(groups: Sequence[Group], scores: Any) -> list[list[Score]]:
+    """The scores, when there is one for every answer; numbers and truth values become Scores.
+
+    Args:
+        groups: whose answers were scored.
+        scores: what the scorer returned, whatever it is.
 
     Raises:
         ScorerError: names the prompt whose scores are missing, too many or not finite.
     """
-    if len(scores) != len(groups):
-        raise ScorerError(f"the scorer returned scores for {len(scores)} prompts, not {len(groups)}")
-    for group, row in zip(groups, scores, strict=True):
-        where = f"prompt {group.prompt.id}"
-        if len(row) != len(group.rollouts):
-            raise ScorerError(f"the scorer returned {len(row)} scores for {len(group.rollouts)} answers", where)
-        for score in row:
-            try:
-                score_of(score)
-            except ScorerError as error:
-                raise ScorerError(error.what, where, error.fix) from None
+    rows = _listed(scores, "prompts", len(groups), "")
+    return [_row(group, row) for group, row in zip(groups, rows, strict=True)]
+
+
+def _row(group: Group, scores: Any) -> list[Score]:
+    where = f"prompt {group.prompt.id}"
+    found = []
+    for value in _listed(scores, "answers", len(group.rollouts), where):
+        try:
+            found.append(score_of(value))
+        except ScorerError as error:
+            raise ScorerError(error.what, where, error.fix) from None
+    return found
+
+
+def _listed(scores: Any, what: str, count: int, where: str) -> Sequence[Any]:
+    if not isinstance(scores, Sequence) or isinstance(scores, str):
+        raise ScorerError(f"the scorer returned {scores!r}, not scores for {count} {what}", where)
+    if len(scores) != count:
+        raise ScorerError(f"the scorer returned scores for {len(scores)} {what}, not {count}", where)
     return scores

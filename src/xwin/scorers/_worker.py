@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from xwin.scorers._named import named
 
 
 def main() -> None:
-    """Serves the function named by the first argument. What the function prints goes to the standard error stream, not among the answers."""
-    answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            function = named(sys.argv[1])
-        except Exception as error:  # noqa: BLE001 - whatever importing someone's module raises is reported to the parent
-            _say(answers, {"error": f"{type(error).__name__}: {error}"})
-            return
-        _say(answers, {"value": "ready"})
-        for line in sys.stdin:
-            _say(answers, _call(function, json.loads(line)))
+    """Serves the function named by the first argument, or, with a second one, what that function makes of it.
+
+    Tasks and answers have descriptors of their own, which no process started here inherits. What is printed by whatever means goes to the
+    standard error stream, and the standard input is empty: neither can get between tasks and answers.
+    """
+    tasks, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    try:
+        function = _found(*sys.argv[1:])
+    except Exception as error:  # noqa: BLE001 - whatever importing someone's module raises is reported to the parent
+        _say(answers, {"error": f"{type(error).__name__}: {error}"})
+        return
+    _say(answers, {"value": "ready"})
+    for line in tasks:
+        _say(answers, _call(function, json.loads(line)))
+
+
+def _found(target: str, argument: str | None = None) -> Callable[[Any], Any]:
+    return named(target) if argument is None else named(target)(argument)
 
 
 def _call(function: Callable[[Any], Any], task: Any) -> dict[str, Any]:
@@ -32,7 +43,7 @@ def _call(function: Callable[[Any], Any], task: Any) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _say(answers: Any, value: dict[str, Any]) -> None:
+def _say(answers: TextIO, value: dict[str, Any]) -> None:
     answers.write(json.dumps(value) + "\n")
     answers.flush()
 

@@ -3,10 +3,11 @@
 What counts as the final answer, the surest mark first: what follows the last "####", the last \\boxed{}, what follows "the answer is" (or
 "Answer:"); with take: any, else the last number, choice or formula of the text. How it is compared follows from the right answer:
 
-    a number      exactly, as fractions, up to `tolerance`. Thousands commas, signs, currency, percent (50 %, 50 and 0.5 are taken for each
-                  other) and units in words do not matter. What is given must be a number: an unevaluated "5 + 3" or "6/3" is no answer
+    a number      as fractions: whole numbers exactly, others up to `tolerance`. Thousands commas, signs, currency, percent (50 %, 50 and 0.5 are
+                  taken for each other) and units in words do not matter. What is given must be a number: an unevaluated "5 + 3" or "6/3" is
+                  no answer
     A to E        the same letter, and no other beside it
-    words         the same words, case and punctuation aside
+    words         the same words, case and punctuation aside; letters under an operator are no words
     else          LaTeX, symbolically equal, by math-verify: an unevaluated form of the right answer passes
 
 An answer that was cut by the length limit is 0: it is not finished. So is one in which no answer is found, and a comparison that takes too
@@ -26,8 +27,8 @@ from annotated_types import Ge, Gt
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Rollout, Score
 from xwin.errors import DataError, MissingExtra
-from xwin.scorers._final import final, last_choice, last_math, last_number, whole
-from xwin.scorers._numbers import equal, quantity
+from xwin.scorers._final import final, last_choice, last_math, whole
+from xwin.scorers._numbers import equal, last_of, plain, quantity
 from xwin.scorers._workers import Reply, Workers
 from xwin.scorers.base import Scorer, ScorerKind, Workshop
 
@@ -35,9 +36,14 @@ Verdict: TypeAlias = tuple[bool | None, str]
 """(right, or None when it takes algebra to know; why)."""
 
 LETTER = re.compile(r"\(?([A-Ea-e])\)?\.?")
-LEADING_LETTER = re.compile(r"^\W*(?:(?:option|choice)\W+)?\(?([A-Ea-e])(?![\w'])", re.IGNORECASE)
-OTHER_LETTER = re.compile(r"(?<![\w'])\(?([A-E])\)?(?![\w'])")
-WORDS = re.compile(r"[A-Za-z][A-Za-z' -]+")
+# "a" before another word is an article, unless the word goes on about the choice.
+NO_ARTICLE = r"(?:[B-Eb-e]|[Aa](?!\s+(?!(?:because|since|as|is|for|or|and)\b)\w))(?![\w'\u2019])"
+LEADING_LETTER = re.compile(rf"^\W*(?:(?:option|choice)\W+)?\(?({NO_ARTICLE})", re.IGNORECASE)
+OTHER_LETTER = re.compile(rf"(?<![\w'])\(?([A-E])\)?(?![\w'])|(?:\b(?:or|and)\b|[,/&])\s*\(?({NO_ARTICLE})")
+LETTERS = r"[A-Za-z]+(?:['\u2019][A-Za-z]+)*"
+# A hyphen joins words when one of them has two letters or more: "X-ray" is a word, "x-y" a difference.
+WORDS = re.compile(rf"(?=.*[A-Za-z]{{2}}){LETTERS}(?:(?: +|(?<=[A-Za-z]{{2}})-|-(?=[A-Za-z]{{2}})){LETTERS})*")
+WORD_OR_SIGN = re.compile(r"\w+|[+/=^<>\\]")
 
 
 def reference(prompt: Conversation) -> str:
@@ -73,7 +79,7 @@ def _comparison(right: str, tolerance: float) -> tuple[Callable[[str, str], Verd
     if LETTER.fullmatch(right):
         return _same_letter, last_choice
     if quantity(right) is not None:
-        return (lambda a, b: _same_number(a, b, tolerance)), last_number
+        return (lambda a, b: _same_number(a, b, tolerance)), last_of
     if WORDS.fullmatch(right):
         return _same_words, whole
     return _same_formula, last_math
@@ -85,7 +91,7 @@ def _same_letter(right: str, given: str) -> Verdict:
     if lead is None:
         return False, f"'{given}' is not a choice"
     chosen = lead[1].upper()
-    others = set(OTHER_LETTER.findall(given)) - {chosen}
+    others = {(match[1] or match[2]).upper() for match in OTHER_LETTER.finditer(given)} - {chosen}
     if others:
         return False, f"several choices: {', '.join(sorted(others | {chosen}))}"
     return chosen == wanted, f"{chosen}, right is {wanted}"
@@ -100,7 +106,7 @@ def _same_number(right: str, given: str, tolerance: float) -> Verdict:
 
 
 def _same_words(right: str, given: str) -> Verdict:
-    said, wanted = (" ".join(re.findall(r"\w+", text.casefold())) for text in (given, right))
+    said, wanted = (" ".join(WORD_OR_SIGN.findall(plain(text).casefold())) for text in (given, right))
     return said == wanted, f"{given}, right is {right}"
 
 
@@ -122,7 +128,7 @@ class Answer(ScorerKind):
     """Whether the last number, choice or formula counts where no answer is marked by ####, \\boxed{} or "the answer is"."""
 
     tolerance: Annotated[float, Ge(0)] = 1e-6
-    """Relative difference of two numbers that are still the same, unitless."""
+    """Relative difference of two numbers, not both whole, that are still the same, unitless."""
 
     seconds: Annotated[float, Gt(0)] = 5.0
     """Time limit of a symbolic comparison; one that takes longer is 0."""

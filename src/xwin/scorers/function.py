@@ -5,7 +5,7 @@
 It is called once per prompt with all answers to it, the text of each without its stop token, and returns one finite number (or Score, whose
 parts become metrics) per answer, in order. It may read `prompt.messages` and `prompt.meta`; it must not keep state between calls that changes
 a score, or a resumed run is not the run that was killed. It is named "module:function": an installed module, or a file below the current
-directory. With a time limit it runs in a process of its own.
+directory. With a time limit it runs in a process of its own, which imports it once, at its start; what it prints there is lost.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Function(ScorerKind):
 
     def _call(self) -> Call:
         if self.seconds is not None:
-            return Apart(Workers(f"{__name__}:{_serve.__name__}", self.seconds, self.processes), self.function)
+            workers = Workers(f"{__name__}:{_server.__name__}", self.seconds, self.processes, self.function)
+            workers.start()  # the import has a limit of its own, and one that is broken is said now
+            return Apart(workers)
         try:
             return Here(named(self.function))
         except Exception as error:  # noqa: BLE001 - whatever importing the user's module raises is the user's to see
@@ -100,17 +102,24 @@ class Apart:
     """Calls the function in processes of its own."""
 
     workers: Workers
-    name: str
 
     def __call__(self, groups: Sequence[Group]) -> list[Reply]:
-        replies = self.workers.ask([[self.name, conversation_to_json(g.prompt), list(g.texts)] for g in groups])
+        replies = self.workers.ask([[conversation_to_json(g.prompt), list(g.texts)] for g in groups])
         return [Reply([_thawed(item) for item in r.value] if isinstance(r.value, list) else r.value, r.error) for r in replies]
 
 
-def _serve(task: tuple[str, Any, list[str]]) -> Any:
-    """In the worker: the function's value for one prompt, as JSON."""
-    name, prompt, answers = task
-    found = named(name)(conversation_from_json(prompt, name), tuple(answers))
+def _server(name: str) -> Callable[[tuple[Any, list[str]]], Any]:
+    """In the worker: the function, of a prompt and its answers as JSON, giving JSON."""
+    function = named(name)
+
+    def serve(task: tuple[Any, list[str]]) -> Any:
+        prompt, answers = task
+        return _sent(function(conversation_from_json(prompt, name), tuple(answers)))
+
+    return serve
+
+
+def _sent(found: Any) -> Any:
     return [_frozen(item) for item in found] if isinstance(found, Sequence) and not isinstance(found, str) else repr(found)
 
 

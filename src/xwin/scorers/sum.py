@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 from annotated_types import MinLen
+from pydantic import model_validator
 
 from xwin.data.rollout import Group, Score
 from xwin.scorers._outcome import FAILED, complete, failed, has_failed
@@ -29,6 +30,12 @@ class Sum(ScorerKind):
 
     parts: Annotated[dict[str, Part], MinLen(1)]
     """Name -> scorer and weight."""
+
+    @model_validator(mode="after")
+    def _leaves_the_mark_alone(self) -> Self:
+        if FAILED in self.parts:
+            raise ValueError(f"a part may not be named '{FAILED}': that is what marks an answer that could not be scored")
+        return self
 
     def build(self, workshop: Workshop) -> Scorer:
         return SumScorer({name: (part.weight, part.scorer.build(workshop)) for name, part in self.parts.items()})

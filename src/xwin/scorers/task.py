@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from xwin.data.conversation import Conversation
@@ -60,10 +59,9 @@ def candidates(text: str, right: str) -> set[str]:
 
 
 def _number(match: re.Match[str]) -> str:
-    """One spelling per value: "1,234", "1234" and "1234.0" are the same, and so are "-0" and "0"."""
-    value = Decimal(match["digits"].replace(",", "") + (match["part"] or ""))
-    value = -value if match["sign"] else value
-    return str(int(value)) if value == int(value) else str(value.normalize())
+    """One spelling per value: "1,234", "1234" and "1234.0" are the same, and so are "-0" and "0". As text: exact, however many digits."""
+    value = (match["digits"].replace(",", "").lstrip("0") or "0") + (match["part"] or "").rstrip("0").rstrip(".")
+    return f"-{value}" if match["sign"] and value != "0" else value
 
 
 def check_prompt(prompt: Conversation, text: str) -> tuple[bool, str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
+from xwin.data._converted import Findings, unholdable
 from xwin.data.files import Table
-from xwin.data.formats import Item, detect
+from xwin.data.formats import Format, Item, detect
 from xwin.data.hygiene import Duplicate, TextIndex, exact_duplicates, near_duplicates, overlaps, questions_of, text_index
+from xwin.data.listed import Listed
 from xwin.errors import DataError
 from xwin.run.cards import OverlapCount
 from xwin.stages._data_card import characters
@@ -42,7 +44,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen(Sequence[Item]):
+class Chosen(Listed[Item]):
     """Some of the items, in order."""
 
     items: Sequence[Any]
@@ -51,14 +53,9 @@ class Chosen(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self.items[place] for place in self.places[index]]
-        return self.items[self.places[index]]
+    def at(self, place: int) -> Item:
+        """See Listed."""
+        return self.items[self.places[place]]
 
 
 class Cleaner:
@@ -126,25 +123,42 @@ def given_texts(name: str, tables: Sequence[Table]) -> TextIndex:
         tables: its files.
 
     Raises:
-        DataError: a row holds no question.
+        DataError: a row cannot be read, or holds no question: nothing would be compared with it.
     """
     return text_index(name, (text for table in tables for text in _questions(table)))
 
 
 def _questions(table: Table) -> list[str]:
-    rows = [row.value for row in table if row.flaw is None]
+    found = {row.number: row.value for row in table if row.flaw is None}
+    asks = _asker(list(found.values()), str(table.path))
+    texts = {number: [text for text in asks(value) if text.strip()] for number, value in found.items()}
+    if not any(texts.values()):
+        raise DataError("holds no questions to compare with", str(table.path), f"its rows need one of the fields {', '.join(ASKED)}")
+    silent = next((row.number for row in table if not texts.get(row.number)), None)
+    if silent is not None:
+        count = len(table) - sum(map(bool, texts.values()))
+        what = f"{count} of {len(table)} rows hold no question to compare with"
+        raise DataError(what, f"{table.path}:{silent}", "mend these rows, or leave them out: nothing is found that repeats them")
+    return [text for row in texts.values() for text in row]
+
+
+def _asker(rows: Sequence[Any], where: str) -> Callable[[Any], Iterable[str]]:
+    """How the questions of a row are found."""
     asked = _field(rows[:1], ASKED[:SURE])
     if not asked and not isinstance(rows[0] if rows else None, str):
         try:
-            shape = detect(rows[:100], str(table.path)).format
+            shape = detect(rows[:100], where).format
         except DataError:
             asked = _field(rows[:1], ASKED)
         else:
-            return [text for row in rows for item in shape.convert(row).items for text in questions_of(item)]
-    texts = [text for row in rows for text in _texts(row.get(asked) if isinstance(row, dict) else row)]
-    if not texts:
-        raise DataError("holds no questions to compare with", str(table.path), f"its rows need one of the fields {', '.join(ASKED)}")
-    return texts
+            return lambda row: _said(shape, row)
+    return lambda row: _texts(row.get(asked) if isinstance(row, dict) else row)
+
+
+def _said(shape: Format, row: Any) -> Iterator[str]:
+    """What the person says in a row, whether the row can be trained on or not."""
+    items = shape.reads(row, Findings()) if isinstance(row, dict) and unholdable(row) is None else ()
+    return (text for item in items for text in questions_of(item))
 
 
 def _field(rows: Sequence[Any], names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xwin.data.conversation import Conversation, Preference
+from xwin.data.files import data_digest
 from xwin.data.formats import Makes
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
@@ -99,6 +100,8 @@ class Context:
 
     def _rows(self, ref: str, makes: Makes) -> Rows[Any]:
         path, cache, digest = self.path(ref), cache_folder() / "data", self.inputs[ref].digest
+        if digest.startswith("files:") and data_digest(path) != digest:
+            raise DataError("changed since the recipe was planned", ref, "run the same command again: it plans anew")
         if not digest.startswith("stage:"):
             return load(str(path), makes=makes, cache=cache, digest=digest.removeprefix("file:") if digest.startswith("file:") else None)
         return open_conversations(path, cache=cache) if makes is Makes.CONVERSATIONS else open_preferences(path, cache=cache)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 
-from xwin.data.files import Table, named_tables
+from xwin.data._import import DROP
+from xwin.data.files import Table, data_digest, named_tables
 from xwin.data.formats import FORMATS, Makes
 from xwin.data.hygiene import opening_key
 from xwin.data.sources import Mixture
@@ -133,10 +134,10 @@ def prepare(ctx: Context, spec: Cleaning, makes: Makes) -> None:
     """
     with (ctx.folder / "rejected.jsonl").open("w", encoding="utf-8") as out:
         rejects = Rejects(out)
-        batches = [Batch(source.path, _tables(ctx, source.path), source.format) for source in spec.sources]
+        batches = [Batch(source.path, _tables(ctx, source.path), source.format, str(ctx.path(source.path))) for source in spec.sources]
         pile = read(batches, makes, ctx.folder / "reading", rejects, _budget(ctx, spec.fits))
         if spec.on_defect == "error":
-            pile.tally.complain(ctx.name)
+            pile.tally.complain(ctx.name, DROP)
         if not pile.files:
             raise DataError(f"none of {pile.tally.rows} rows can be used", ctx.name, "`xwin data check FILE` lists what is wrong with them")
         cleaner = Cleaner(pile.rows(), pile.where)
@@ -144,7 +145,10 @@ def prepare(ctx: Context, spec: Cleaning, makes: Makes) -> None:
         for place, drop in sorted(cleaner.dropped.items()):
             rejects.row(pile.names[pile.files[place]], pile.numbers[place], drop.reason, drop.detail, native(cleaner.items[place]))
     splits = _splits(cleaner, spec, ctx.seed("split"))
-    counts = _write(ctx, cleaner, splits, pile, [source.weight for source in spec.sources])
+    train = _weighted(splits["train"], pile, [source.weight for source in spec.sources], ctx.seed("mixture"))
+    if left_out := len(splits["train"]) - len(set(train)):
+        rejects.counts["not chosen by weight"] = left_out  # they are as good as those that were: none is written to rejected.jsonl
+    counts = _write(ctx, cleaner, {**splits, "train": train})
     dropped = dict(rejects.counts.most_common())
     kept = Chosen(cleaner.items, cleaner.kept)
     card = DataCard(
@@ -156,11 +160,13 @@ def prepare(ctx: Context, spec: Cleaning, makes: Makes) -> None:
 
 
 def _tables(ctx: Context, ref: str) -> list[Table]:
-    """The tables of a source; a file must still be the one that the plan saw."""
-    tables = named_tables(str(ctx.path(ref)), cache=cache_folder() / "data")
-    planned = ctx.inputs[ref].digest
+    """The tables of a source; files must still be those that the plan saw. What changes after this, reading notices."""
+    path, planned = ctx.path(ref), ctx.inputs[ref].digest
+    tables = named_tables(str(path), cache=cache_folder() / "data")
     if planned.startswith("file:"):
         tables[0].expect(planned.removeprefix("file:"))
+    elif planned.startswith("files:") and data_digest(path) != planned:
+        raise DataError("its files are others than were planned with", ref, "let nothing write to them, and run the same command again")
     return tables
 
 
@@ -200,16 +206,27 @@ def split_of(key: str, seed: int, validation: float, test: float) -> Split:
     return "test" if place < test else "validation" if place >= 1 - validation else "train"
 
 
-def _write(ctx: Context, cleaner: Cleaner, splits: Mapping[Split, Sequence[int]], pile: Pile, weights: Sequence[float]) -> dict[str, int]:
-    """Writes every split; train as the first epoch of the mixture of its sources, in the order of the files. Returns the rows of each."""
-    parts = {number: [place for place in splits["train"] if pile.batches[place] == number] for number in range(len(weights))}
+def _weighted(train: Sequence[int], pile: Pile, weights: Sequence[float], seed: int) -> list[int]:
+    """Train as the first epoch of the mixture of its sources, in the order of the files.
+
+    Raises:
+        DataError: the weights are so small that no row is chosen.
+    """
+    parts = {number: [place for place in train if pile.batches[place] == number] for number in range(len(weights))}
     held = [number for number, part in parts.items() if part]
     mixture = Mixture([parts[number] for number in held], [weights[number] for number in held])
-    chosen = {**splits, "train": sorted(mixture.epoch(ctx.seed("mixture"), 0))}
+    chosen = sorted(mixture.epoch(seed, 0))
+    if not chosen:
+        raise DataError("no row fell into train: the weights choose none", f"{len(train)} rows", "raise the weight of a source")
+    return chosen
+
+
+def _write(ctx: Context, cleaner: Cleaner, splits: Mapping[Split, Sequence[int]]) -> dict[str, int]:
+    """Writes every split. Returns the rows of each."""
     for name in SPLITS:
         with ctx.out(name).open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(native(item), ensure_ascii=False) + "\n" for item in Chosen(cleaner.items, chosen[name]))
-    return {name: len(chosen[name]) for name in SPLITS}
+            out.writelines(json.dumps(native(item), ensure_ascii=False) + "\n" for item in Chosen(cleaner.items, splits[name]))
+    return {name: len(splits[name]) for name in SPLITS}
 
 
 def _tokens(kept: Chosen, pile: Pile) -> tuple[Lengths, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,6 @@ def lengths(items: Iterable[Conversation | Preference]) -> tuple[Lengths, ...]:
         for part, length in parts(item).items():
             found.setdefault(part, []).append(length)
     return tuple(summed_up(part, UNIT, np.array(values)) for part, values in found.items())
-
-
-def token_lengths(found: Mapping[str, list[int]]) -> tuple[Lengths, ...]:
-    """A histogram of each part, in tokens."""
-    return tuple(summed_up(part, "tokens", np.array(values)) for part, values in found.items() if values)
 
 
 def summed_up(part: str, unit: str, values: NDArray[np.int64]) -> Lengths:

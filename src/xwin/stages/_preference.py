@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, tee
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from xwin.data.batch import Batch, Sample, pack, unpack
+from xwin.data.budget import shorten
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.template import Template, answers
-from xwin.errors import DataError, TrainingStopped
+from xwin.errors import DataError
 from xwin.learning.learner import Learner
 from xwin.models.weights import write_weights
 from xwin.objectives.kto import reference_point
@@ -23,9 +25,6 @@ from xwin.run.storage import storage_errors, sync
 from xwin.seeds import permutation
 from xwin.stages._samples import both
 from xwin.stages._training import apart
-
-START_TOLERANCE = 0.01
-"""Relative to the expected loss, or nats where that is below one: policy and reference compute one function on one layout."""
 
 LOGP = frozenset({"logp"})
 
@@ -134,16 +133,17 @@ class Judged:
     other: Said | None = None
     """Of the rows with their partners' answers."""
 
-    def mismatched(self, place: int) -> Sample:
-        """The prompt of a row with its partner's answer."""
+    def mismatched(self, place: int, longest: int) -> Sample:
+        """The prompt of a row with its partner's answer, cut to `longest` tokens as `shorten` cuts where the two are longer than any row."""
         row, partner = self.rows[place], self.rows[self.partners[place]]
         tokens = row.tokens[: row.start] + partner.tokens[partner.start :]
-        return Sample(f"{row.id} with the answer of {partner.id}", tokens, row.mask[: row.start] + partner.mask[partner.start :])
+        sample = Sample(f"{row.id} with the answer of {partner.id}", tokens, row.mask[: row.start] + partner.mask[partner.start :])
+        return sample if len(tokens) <= longest else shorten([sample], longest)[0]
 
     def heard(self, reference: Learner, parts: Sequence[Sequence[int]], tokens: int) -> Judged:
         """With what the reference says; see `listen`."""
         own = listen(reference, self.rows.__getitem__, parts, count=len(self.rows), tokens=tokens)
-        other = listen(reference, self.mismatched, parts, count=len(self.rows), tokens=tokens) if self.partners else None
+        other = listen(reference, partial(self.mismatched, longest=tokens), parts, count=len(self.rows), tokens=tokens) if self.partners else None
         return replace(self, own=own, other=other)
 
     def batches(self, policy: Learner, places: Sequence[int], tokens: int) -> list[Batch]:
@@ -163,7 +163,7 @@ class Judged:
 
     def _reference_point(self, policy: Learner, places: Sequence[int], tokens: int) -> float:
         assert self.other is not None
-        batches = pack([self.other.add_to(self.mismatched(place), place) for place in places], tokens=tokens, share=True)
+        batches = pack([self.other.add_to(self.mismatched(place, tokens), place) for place in places], tokens=tokens, share=True)
         gaps = []
         for batch, out in zip(batches, policy.forward(batches, LOGP), strict=True):
             gaps.append(batch.per_sequence(out.get("logp").cpu() - batch.column("ref_logp"))[batch.samples()])
@@ -215,15 +215,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def require_start(found: float, expected: float) -> None:
-    """Checks the loss before the first step, where the policy still is the reference.
-
-    Raises:
-        TrainingStopped: it is not what the objective gives for equal log-probs, ln 2 for DPO.
-    """
-    if abs(found - expected) > START_TOLERANCE * max(1.0, expected):
-        what = f"the loss before the first step is {found:.4f}, but while policy and reference are one it must be {expected:.4f}"
-        fix = "policy and reference do not say the same of the same tokens: check that both are the same model, dtype and template"
-        raise TrainingStopped(what, "step 0", fix)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from xwin.data.conversation import Conversation, Preference, conversation_to_json, preference_to_json
+from xwin.data.conversation import Conversation, conversation_to_json, preference_to_json
 from xwin.data.defects import VERDICTS, Defect, Flaw
 from xwin.data.files import Table
 from xwin.data.formats import Item, Makes
@@ -25,13 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tables of one source.  Example: Batch("./chats/*.json", tables, None)"""
+    """Tables of one source.  Example: Batch("./chats/*.json", tables, None, "recipes/chats/*.json")"""
 
     name: str
     """As the recipe writes it."""
     tables: Sequence[Table]
     format: str | None
     """None = found out."""
+    opened: str
+    """What the tables were opened by: `name` from where the process stands."""
+
+    def shown(self, table: Table) -> str:
+        """The name of a table: what the recipe writes, of a pattern what the pattern stands for.  Example: "data/a/x.jsonl" of ./data/**/x.jsonl"""
+        if len(self.tables) == 1:
+            return self.name
+        return str(_fixed(self.name) / table.path.relative_to(_fixed(self.opened)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +52,18 @@ class Budget:
     tokens: int
 
     def measure(self, item: Item) -> tuple[int, bool]:
-        """Tokens of a row (of a preference both answers with their prompt), and whether any of them would be trained."""
-        tools = item.meta.get("tools") or ()
-        if isinstance(item, Preference):
-            both = [self.template.render((*item.prompt, answer), tools) for answer in (item.chosen, item.rejected)]
-            return sum(len(one.tokens) for one in both), all(any(one.mask) for one in both)
-        rendered = self.template.render(item.messages, tools)
-        return len(rendered.tokens), any(rendered.mask) or item.messages[-1].role != "assistant"
+        """Tokens of a row (of a preference both answers with their prompt), and whether all of it that is to be trained holds something."""
+        from xwin.data.template import as_trained
+
+        parts = as_trained(self.template, item)
+        return sum(len(part.tokens) for part in parts.values()), all(any(part.mask) for name, part in parts.items() if name != "prompt")
 
     def flaw(self, item: Item) -> tuple[int, Flaw | None]:
-        """Tokens of a row, and why it does not fit."""
-        tokens, trained = self.measure(item)
+        """Tokens of a row (0 where the template cannot write it), and why it does not fit."""
+        try:
+            tokens, trained = self.measure(item)
+        except DataError as error:
+            return 0, Flaw(Defect.NO_PLACE, f"{error.what}; {error.fix}" if error.fix else error.what)
         if not trained:
             return tokens, Flaw(Defect.NOTHING_TRAINED, "no answer of it has a weight")
         return tokens, Flaw(Defect.TOO_LONG, f"{tokens} tokens, {self.tokens} fit") if tokens > self.tokens else None
@@ -132,9 +143,13 @@ def read(batches: Sequence[Batch], makes: Makes, to: Path, rejects: Rejects, bud
         for number, batch in enumerate(batches):
             for table in batch.tables:
                 found = find_format(table, batch.format, makes)
-                name = batch.name if len(batch.tables) == 1 else str(Path(batch.name).parent / table.path.name)
-                _read_table(pile, found, _Place(number, name), out, rejects, budget)
+                _read_table(pile, found, _Place(number, batch.shown(table)), out, rejects, budget)
     return pile
+
+
+def _fixed(pattern: str) -> Path:
+    """The folder that a pattern starts from."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parent.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +183,7 @@ def _fitting(pile: Pile, outcome: Outcome, name: str, rejects: Rejects, budget: 
     items: list[Item] = []
     flaws: list[Flaw] = []
     for item in outcome.items:
-        try:
-            tokens, flaw = budget.flaw(item)
-        except DataError as error:
-            raise DataError(error.what, f"{name}:{outcome.row.number}", error.fix) from error
+        tokens, flaw = budget.flaw(item)
         if flaw is None:
             items.append(item)
             pile.tokens.append(tokens)

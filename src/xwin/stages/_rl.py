@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +12,14 @@ import torch
 
 from xwin.credit.base import to_sample
 from xwin.data.batch import Batch, Sample, pack, unpack
+from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Rollout, rollout_to_json
+from xwin.data.template import Template
+from xwin.errors import DataError
 from xwin.learning.learner import Learner
 from xwin.objectives.value import explained_variance
 from xwin.ops import kl_k3
-from xwin.run.events import Max, Measure, merged
+from xwin.run.events import Measure, merged
 from xwin.run.storage import storage_errors
 from xwin.scorers._outcome import FAILED, ScorerError, has_failed
 from xwin.seeds import permutation
@@ -33,9 +36,9 @@ class Drawn:
     """What was sampled for a round."""
 
     kept: list[Group]
-    """What is learned from: every answer has tokens and a score."""
+    """What is learned from, less the answers that `usable` leaves out."""
     dropped: list[Group]
-    """Groups whose answers all scored the same, when others were drawn in their place."""
+    """Groups whose answers all scored the same or could not be scored, when others were drawn in their place."""
     rows: int
     """Prompts taken from the stream."""
 
@@ -66,6 +69,30 @@ def varied(group: Group, part: str | None) -> bool:
         raise ScorerError(f"the score has no part '{part}'", f"prompt {group.prompt.id}", "name a part that the scorer gives, or none")
     values = [score.value if part is None else score.parts[part] for score in scores]
     return max(values) - min(values) >= SMALLEST_SPREAD
+
+
+def context_of(learner: Learner) -> int:
+    """Tokens that the network can read at once."""
+    return int(getattr(learner.model.network.config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+
+def require_room(prompts: Iterable[Conversation], template: Template, answer: int, limits: Mapping[str, int]) -> None:
+    """Sees to it that the longest prompt leaves room for an answer.
+
+    Args:
+        prompts: all that may be asked.
+        template: they are rendered in.
+        answer: tokens of the longest answer.
+        limits: what holds prompt and answer -> tokens.
+
+    Raises:
+        DataError: names the prompt, and what does not hold it.
+    """
+    longest, name = max(((len(template.prompt(p.prompt)), p.id) for p in prompts), default=(0, ""))
+    for what, tokens in limits.items():
+        if longest + answer > tokens:
+            problem = f"{longest} tokens and an answer of up to {answer} do not fit {what} of {tokens}"
+            raise DataError(problem, f"prompt {name}", "lower sampling.max_tokens, leave out the longest prompts, or raise what is too small")
 
 
 @dataclass(frozen=True)
@@ -167,33 +194,37 @@ def update(team: Team, samples: Sequence[Sequence[Sample]], passes: Sequence[Seq
         packing: the layout.
 
     Returns:
-        Metrics over all steps; `ratio_gap` is that of the first one.
+        Metrics over all steps; `ratio_gap` is that of the first one, and absent where the objective measures none.
     """
     metrics: dict[str, Measure] = {}
-    first: Measure = Max(0.0)
+    first: dict[str, Measure] = {}
     for count, part in enumerate(part for one in passes for part in one):
-        said = team.step(packing.batches([s for i in part for s in samples[i]]))
-        gap = said.pop("ratio_gap", first)
-        first = gap if count == 0 else first
+        said = dict(team.step(packing.batches([s for i in part for s in samples[i]])))
+        gap = said.pop("ratio_gap", None)
+        if count == 0 and gap is not None:
+            first = {"ratio_gap": gap}
         metrics = merged(metrics, said)
-    return metrics | {"ratio_gap": first}
+    return metrics | first
 
 
 def describe(groups: Sequence[Group]) -> dict[str, float]:
-    """What the answers of a round were like, in the metrics of run/events.py. What could not be scored counts in `reward/failed` alone."""
+    """What the answers of a round were like, in the metrics of run/events.py.
+
+    What could not be scored counts in `reward/failed`, `length` and `cut` alone; `reward/<part>` is the mean over the answers that have it.
+    """
     rollouts = [r for g in groups for r in g.rollouts]
     good = [r.score for r in rollouts if r.score is not None and not has_failed(r.score)]
-    rows = [[r.score.value for r in g.rollouts if r.score is not None and not has_failed(r.score)] or [0.0] for g in groups]
+    rows = [row for g in groups if (row := [r.score.value for r in g.rollouts if r.score is not None and not has_failed(r.score)])]
     out = {
         "reward": float(np.mean([score.value for score in good])) if good else 0.0,
-        "zero_spread": float(np.mean([max(row) - min(row) < SMALLEST_SPREAD for row in rows])),
+        "zero_spread": float(np.mean([max(row) - min(row) < SMALLEST_SPREAD for row in rows])) if rows else 0.0,
         "length": float(np.mean([len(r.completion) for r in rollouts])),
         "cut": float(np.mean([r.finish != "stop" for r in rollouts])),
     }
     if len(good) < len(rollouts):
         out[f"reward/{FAILED}"] = 1 - len(good) / len(rollouts)
     parts = sorted({name for score in good for name in score.parts})
-    return out | {f"reward/{name}": float(np.mean([score.parts.get(name, 0.0) for score in good])) for name in parts}
+    return out | {f"reward/{name}": float(np.mean([score.parts[name] for score in good if name in score.parts])) for name in parts}
 
 
 def divergence(groups: Sequence[Group], columns: Columns) -> dict[str, float]:

@@ -20,7 +20,7 @@ from xwin.models.hub import cache_folder
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
-    from xwin.stages._training import Training
+    from xwin.stages._training import RowTraining
 
 REVISION = 1
 """Of how rows become samples; raised when the same rows give other samples."""
@@ -37,7 +37,7 @@ class Source:
     """One sample per row, or those of a bond side by side, in order of the rows."""
 
 
-def pooled(ctx: Context, spec: Training, init: str, sources: Sequence[Source], template: str | None = None) -> Pool:
+def pooled(ctx: Context, spec: RowTraining, init: str, sources: Sequence[Source], template: str | None = None) -> Pool:
     """The samples of all sources, each at most `spec.tokens_per_batch` tokens. Tokenised once: the second time they are found in the cache.
 
     Args:
@@ -48,7 +48,7 @@ def pooled(ctx: Context, spec: Training, init: str, sources: Sequence[Source], t
         template: they are rendered in; None = the model's.
 
     Raises:
-        DataError: a row is too long and that is an error, or none is short enough.
+        DataError: a row is too long and that is an error, or none of a source is short enough.
     """
     digest = ctx.template_digest(init, template)
     pool = Pool(tuple(_stored(spec, digest, source) for source in sources))
@@ -56,13 +56,13 @@ def pooled(ctx: Context, spec: Training, init: str, sources: Sequence[Source], t
     for what, count in sorted(tally.items()):
         ctx.console.message(f"{ctx.name}: {count} rows longer than {spec.tokens_per_batch} tokens {what}")
         ctx.metrics[f"rows_{what}"] = ctx.metrics.get(f"rows_{what}", 0.0) + count
-    if not len(pool):
-        where = ", ".join(str(source.rows.path) for source in sources)
-        raise DataError("no row is short enough for a batch", where, "raise tokens_per_batch, or say too_long: truncate")
+    empty = next((source for source, store in zip(sources, pool.stores, strict=True) if not len(store)), None)
+    if empty is not None:
+        raise DataError("no row is short enough for a batch", str(empty.rows.path), "raise tokens_per_batch, or say too_long: truncate")
     return pool
 
 
-def _stored(spec: Training, template: str, source: Source) -> SampleStore:
+def _stored(spec: RowTraining, template: str, source: Source) -> SampleStore:
     parts = [str(REVISION), source.made, source.rows.digest, template, str(spec.tokens_per_batch), spec.too_long]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xwin.data.conversation import Conversation
-from xwin.data.rollout import Group, Prompt, Rollout, grouped, rollout_from_json, rollout_to_json
+from xwin.data.rollout import Group, Prompt, Rollout, grouped, rollout_from_json, rollout_to_json, scored
 from xwin.data.template import Template
 from xwin.engines.base import Engine, Sampling
 from xwin.run.storage import storage_errors
+from xwin.scorers._outcome import ScorerError, complete, has_failed
+from xwin.scorers.base import Scorer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +59,31 @@ def sample(
 def group(prompts: Sequence[Conversation], rollouts: Sequence[Rollout], template: Template) -> list[Group]:
     """Groups with the answers as text."""
     return grouped(prompts, rollouts, {(r.prompt_id, r.sample): template.parse(r.completion).text for r in rollouts})
+
+
+def judged(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
+    """The groups with each answer's score filled in. Where the scorer failed, the score says so: see scorers._outcome.has_failed.
+
+    Raises:
+        ScorerError: there is not one finite score for every answer.
+    """
+    return scored(groups, complete(groups, scorer.score(groups)))
+
+
+def tell_failures(ctx: Context, groups: Sequence[Group]) -> None:
+    """Counts the answers that could not be scored, when there are any: the metric `failed`, and a line that says why the first one was not.
+
+    Raises:
+        ScorerError: no answer could be scored.
+    """
+    scores = [r.score for g in groups for r in g.rollouts]
+    notes = [score.note if score else "" for score in scores if has_failed(score)]
+    if not notes:
+        return
+    if len(notes) == len(scores):
+        raise ScorerError(f"no answer could be scored: {notes[0]}", f"{ctx.name}.scorer", "mend the scorer")
+    ctx.metrics["failed"] = float(len(notes))
+    ctx.console.message(f"{ctx.name}: {len(notes)} of {len(scores)} answers could not be scored and are left out; the first: {notes[0]}")
 
 
 def _finished(path: Path, blocks: Sequence[Sequence[Conversation]], n: int) -> list[Rollout]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, overload
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt
 
 from xwin.data.batch import Sample
 from xwin.data.budget import TooLong
+from xwin.data.listed import Listed
 from xwin.data.sources import Mixture
 from xwin.data.store import Pool
+from xwin.errors import DataError
 from xwin.learning.optim import Optim
 from xwin.models.tuning import Full, Tuning
 from xwin.run.guards import Guard
@@ -31,13 +33,7 @@ class Training(Stage):
     """Which parameters are trained."""
 
     tokens_per_batch: Annotated[int, Ge(16)] = 2048
-    """Longest packed batch, tokens. Bounds memory; does not change the result."""
-
-    too_long: TooLong = "error"
-    """What happens to rows longer than a batch: error, drop (counted), or truncate (the prompt loses its start, then the answer its end)."""
-
-    weights: tuple[Annotated[float, Gt(0)], ...] = ()
-    """How often an epoch holds each source of `data`, in their order: 2.5 = each row twice and half of them once more; () = once each."""
+    """Longest packed batch, tokens. Bounds memory, and how long a row may be; else it does not change the result."""
 
     checkpoint_every: Annotated[float, Ge(0)] = 120.0
     """Seconds between checkpoints; 0 writes one after every step."""
@@ -46,8 +42,24 @@ class Training(Stage):
     """What to watch beside what is always watched."""
 
 
+class RowTraining(Training):
+    """Settings of every stage that trains on rows of data."""
+
+    too_long: TooLong = "error"
+    """What happens to rows longer than a batch: error, drop (counted), or truncate (the prompt loses its start, then the answer its end)."""
+
+    weights: tuple[Annotated[float, Gt(0)], ...] = ()
+    """How often an epoch holds each source of `data`, in their order: 2.5 = each row twice and half of them once more; () = once each."""
+
+    def weight_mistakes(self, sources: int) -> list[tuple[str, str, str]]:
+        """As `Stage.check` gives mistakes: a weight for each source, or none."""
+        if len(self.weights) in {0, sources}:
+            return []
+        return [("weights", f"{len(self.weights)} weights for {sources} sources", "give one for each source of `data`, in their order")]
+
+
 @dataclass(frozen=True)
-class Steps(Sequence[list[Sample]]):
+class Steps(Listed[list[Sample]]):
     """The samples of each optimizer step, fetched when they are asked for."""
 
     rows: Sequence[Sample]
@@ -57,14 +69,9 @@ class Steps(Sequence[list[Sample]]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> list[Sample]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[list[Sample]]: ...
-    def __getitem__(self, index: int | slice) -> list[Sample] | list[list[Sample]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return apart([self.rows[i] for i in self.places[index]], self.places[index])
+    def at(self, place: int) -> list[Sample]:
+        """See Listed."""
+        return apart([self.rows[i] for i in self.places[place]], self.places[place])
 
 
 def apart(rows: Sequence[Sample], places: Sequence[int]) -> list[Sample]:
@@ -89,6 +96,9 @@ def cut(rows: Pool, *, tokens: int, epochs: int, seed: int, weights: Sequence[fl
         epochs: times each row is seen.
         seed: of the order.
         weights: times an epoch holds each source of `rows`; () = once each.
+
+    Raises:
+        DataError: the weights are so small that no row falls into any epoch.
     """
     units = rows.units
     first = np.searchsorted(units, np.arange(len(np.unique(units)) + 1))
@@ -105,4 +115,6 @@ def cut(rows: Pool, *, tokens: int, epochs: int, seed: int, weights: Sequence[fl
                 used = 0
             places[-1] += range(first[index], first[index + 1])
             used += sizes[index]
+    if not places:
+        raise DataError(f"no row falls into {epochs} epochs", f"weights {', '.join(map(str, weights))}", "raise the weights, or epochs")
     return Steps(rows, places)

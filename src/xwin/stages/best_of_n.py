@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from xwin.data.conversation import conversation_to_json, write_jsonl
-from xwin.data.rollout import Group, scored
+from xwin.data.rollout import Group
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.errors import DataError
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, Conversations, ConversationsRef, ModelRef
+from xwin.scorers._outcome import has_failed
 from xwin.scorers.base import ScorerKind
-from xwin.stages._sampling import sample
+from xwin.stages._sampling import judged, sample, tell_failures
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class BestOfN(Stage):
         engine = ctx.engine(self.engine, self.policy, template)
         groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
         engine.close()
-        groups = scored(groups, ctx.scorer(self.scorer).score(groups))
+        groups = judged(groups, ctx.scorer(self.scorer))
+        tell_failures(ctx, groups)
         kept = {group.prompt.id: chosen(group, above=self.above, most=self.most) for group in groups}
         rows = [group.prompt.answered(group.texts[i], score=value) for group in groups for i, value in kept[group.prompt.id]]
         if not rows:
@@ -79,13 +81,13 @@ class BestOfN(Stage):
 
 
 def chosen(group: Group, *, above: float | None, most: int) -> list[tuple[int, float]]:
-    """(index, score) of the answers kept: best first, different texts, no empty or cut ones. Ties go to the earlier sample."""
+    """(index, score) of the answers kept: best first, different texts, none empty, cut or unscored. Ties go to the earlier sample."""
     order = sorted(range(len(group.rollouts)), key=lambda i: (-_value(group, i), i))
     kept: list[tuple[int, float]] = []
     seen: set[str] = set()
     for i in order:
-        fit = group.texts[i].strip() and group.rollouts[i].finish == "stop" and group.texts[i] not in seen
-        if fit and (above is None or _value(group, i) > above) and len(kept) < most:
+        whole = group.texts[i].strip() and group.rollouts[i].finish == "stop" and not has_failed(group.rollouts[i].score)
+        if whole and group.texts[i] not in seen and (above is None or _value(group, i) > above) and len(kept) < most:
             kept.append((i, _value(group, i)))
             seen.add(group.texts[i])
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -12,16 +13,17 @@ from annotated_types import Ge, MinLen
 from xwin.credit.base import to_sample
 from xwin.data.batch import pack, unpack
 from xwin.data.conversation import Conversation, write_jsonl
-from xwin.data.rollout import Group, scored
+from xwin.data.rollout import Group
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.learning.learner import Learner
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.storage import write_atomic
+from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.spec import Spec
-from xwin.stages._sampling import sample
+from xwin.stages._sampling import judged, sample
 from xwin.stages.base import Stage
 from xwin.suites.accuracy import Accuracy
 from xwin.suites.base import Answer, Evidence, Row, Suite
@@ -107,10 +109,10 @@ class Evaluate(Stage):
         samples: Sequence[Sequence[Answer]] = ()
         for contender in self.contenders:
             groups = self._groups(ctx, contender, prompts)
-            every = [self._answers(group) for group in groups]
+            every = [self._answers(*pair) for pair in zip(groups, self._rewards(ctx, contender, groups), strict=True)]
             if contender.n > 1:
-                samples = samples or every
-                answers[contender.name] = [max(row, key=lambda a: a.reward or 0.0) for row in every]
+                samples = samples or [[a for a in row if a.reward is not None] for row in every]
+                answers[contender.name] = [picked(row) for row in every]
             else:
                 measured = self._kl(ctx, contender, origin, groups)
                 answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
@@ -120,28 +122,41 @@ class Evaluate(Stage):
         self._write(ctx, evidence, rows)
 
     def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation]) -> list[Group]:
-        """Answers, judged by the gold scorer; where the contender has a scorer, `note` keeps its reward."""
+        """Answers, judged by the gold scorer.
+
+        Raises:
+            ScorerError: it could not judge one of them: without it the rows of the table would be about different prompts.
+        """
         template = ctx.template(contender.model, self._template(ctx, contender))
         engine = ctx.engine(self.engine, contender.model, template)
         groups = sample(ctx, engine, template, prompts, self.sampling, contender.n, part=f"rollouts-{contender.name}")
         engine.close()
-        judged = scored(groups, ctx.scorer(self.gold).score(groups))
+        groups = judged(groups, ctx.scorer(self.gold))
+        for group in groups:
+            for score in (r.score for r in group.rollouts if has_failed(r.score)):
+                what = f"the gold scorer could not judge an answer of {contender.name}: {score.note if score else 'no score'}"
+                raise ScorerError(what, f"{ctx.name}.gold, prompt {group.prompt.id}", "mend the gold scorer: every row is measured on every prompt")
+        return groups
+
+    def _rewards(self, ctx: Context, contender: Contender, groups: Sequence[Group]) -> list[list[float | None]]:
+        """What the contender's own scorer gives each answer; None where it has none, or could not score it, which is counted."""
         if contender.scorer is None:
-            return judged
-        rewards = ctx.scorer(contender.scorer).score(groups)
-        return [_with_reward(group, [s.value for s in row]) for group, row in zip(judged, rewards, strict=True)]
+            return [[None] * len(group.rollouts) for group in groups]
+        scores = [[r.score for r in group.rollouts] for group in judged(groups, ctx.scorer(contender.scorer))]
+        failed = sum(has_failed(score) for row in scores for score in row)
+        if failed:
+            ctx.metrics[f"failed/{contender.name}"] = float(failed)
+            ctx.console.message(f"{ctx.name}: the scorer of {contender.name} could not score {failed} answers; they are picked last")
+        return [[None if score is None or has_failed(score) else score.value for score in row] for row in scores]
 
     @staticmethod
     def _template(ctx: Context, contender: Contender) -> str:
         return ctx.inputs[contender.model].template if contender.template == "model" else contender.template
 
     @staticmethod
-    def _answers(group: Group) -> list[Answer]:
-        pairs = zip(group.rollouts, group.texts, strict=True)
-        return [
-            Answer(text, r.score is not None and r.score.value > 0.5, len(r.completion), r.score.parts.get("reward") if r.score else None)
-            for r, text in pairs
-        ]
+    def _answers(group: Group, rewards: Sequence[float | None]) -> list[Answer]:
+        triples = zip(group.rollouts, group.texts, rewards, strict=True)
+        return [Answer(text, r.score is not None and r.score.value > 0.5, len(r.completion), reward) for r, text, reward in triples]
 
     def _kl(self, ctx: Context, contender: Contender, origin: Contender, groups: Sequence[Group]) -> list[float | None]:
         """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates."""
@@ -174,13 +189,9 @@ class Evaluate(Stage):
         }
 
 
-def _with_reward(group: Group, rewards: Sequence[float]) -> Group:
-    """The group with the reward beside each gold score."""
-    rollouts = tuple(
-        replace(r, score=replace(r.score, parts={**r.score.parts, "reward": value})) if r.score else r
-        for r, value in zip(group.rollouts, rewards, strict=True)
-    )
-    return replace(group, rollouts=rollouts)
+def picked(answers: Sequence[Answer]) -> Answer:
+    """The answer of the highest reward, the earliest of equal ones; one without a reward only where none has any."""
+    return max(answers, key=lambda a: -math.inf if a.reward is None else a.reward)
 
 
 def _shown(answer: Answer) -> dict[str, Any]:

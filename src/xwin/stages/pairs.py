@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Ge
 
 from xwin.data.conversation import Message, Preference, preference_to_json, write_jsonl
-from xwin.data.rollout import Group, scored
+from xwin.data.rollout import Group, Rollout
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.errors import DataError
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Preferences
+from xwin.scorers._outcome import has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.seeds import permutation
-from xwin.stages._sampling import sample
+from xwin.stages._sampling import judged, sample, tell_failures
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -62,12 +63,13 @@ class Pairs(Stage):
         engine = ctx.engine(self.engine, self.policy, template)
         groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
         engine.close()
-        groups = scored(groups, ctx.scorer(self.scorer).score(groups))
+        groups = judged(groups, ctx.scorer(self.scorer))
+        tell_failures(ctx, groups)
         rows = [pair for group in groups for pair in paired(group, most=self.most, gap=self.gap, seed=ctx.seed("pair", group.prompt.id))]
         if not rows:
             raise DataError("no prompt has answers of different scores", ctx.name, "raise n, or choose prompts that the policy sometimes solves")
         write_jsonl(ctx.out("preferences"), map(preference_to_json, rows))
-        values = [r.score.value for g in groups for r in g.rollouts if r.score]
+        values = [r.score.value for g in groups for r in g.rollouts if r.score and not has_failed(r.score)]
         ctx.metrics |= {
             "pairs": float(len(rows)),
             "reward": sum(values) / len(values),
@@ -76,14 +78,14 @@ class Pairs(Stage):
 
 
 def paired(group: Group, *, most: int, gap: float, seed: int) -> list[Preference]:
-    """Pairs of different texts whose scores differ by more than `gap`, drawn at random; an answer is in one pair at most.
+    """Pairs of different texts whose scores differ by more than `gap`: the best with the worst, then the next; equal scores in random order.
 
-    Empty and cut answers are left out: a reward model must not earn its accuracy on the first, and the second would be shown to it with an
-    end that was never written.
+    An answer is in one pair at most. Empty and cut answers are left out: a reward model must not earn its accuracy on the first, and the
+    second would be shown to it with an end that was never written. So are those that could not be scored.
     """
     prompt = group.prompt
     values = [r.score.value if r.score else 0.0 for r in group.rollouts]
-    order = [i for i in permutation(len(values), seed) if group.texts[i].strip() and group.rollouts[i].finish == "stop"]
+    order = [i for i in permutation(len(values), seed) if group.texts[i].strip() and _fit(group.rollouts[i])]
     order.sort(key=lambda i: -values[i])  # stable: equal scores stay in random order
     pairs = []
     for better, worse in zip(order, reversed(order), strict=True):
@@ -94,3 +96,7 @@ def paired(group: Group, *, most: int, gap: float, seed: int) -> list[Preference
             both = (Message("assistant", group.texts[i]) for i in (better, worse))
             pairs.append(Preference(f"{prompt.id}/{len(pairs)}", prompt.prompt, *both, margin=margin, meta=dict(prompt.meta)))
     return pairs
+
+
+def _fit(rollout: Rollout) -> bool:
+    return rollout.finish == "stop" and not has_failed(rollout.score)

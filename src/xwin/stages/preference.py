@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Ge
 
 from xwin.data.store import Pool
+from xwin.data.template import Template
 from xwin.learning.learner import Learner
 from xwin.learning.optim import Optim
 from xwin.objectives._preference import PreferenceObjective
 from xwin.objectives.base import Objective
 from xwin.objectives.dpo import Dpo
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, PreferencesRef
-from xwin.stages._preference import Judged, from_labels, from_preferences, partners, recall, remember, require_start
+from xwin.stages._preference import Judged, from_labels, from_preferences, partners, recall, remember
 from xwin.stages._samples import Source, pooled
-from xwin.stages._training import Steps, Training, cut
+from xwin.stages._start import require_sound, require_start
+from xwin.stages._training import RowTraining, Steps, cut
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 Refs = str | tuple[str, ...] | None
 
 
-class Preference(Training):
+class Preference(RowTraining):
     """Trains a model on answers that were judged: pairs, or single answers with a label."""
 
     init: ModelRef
@@ -74,7 +76,7 @@ class Preference(Training):
         kind, needs = self.objective.kind, self.objective.needs
         if not isinstance(self.objective, PreferenceObjective):
             return [("objective", f"{kind} does not learn from judged answers", "choose dpo, ipo, kto, orpo or simpo")]
-        problems = []
+        problems = self.weight_mistakes(len(_listed(self.data)) + len(_listed(self.labelled)))
         if not (self.data or self.labelled):
             problems.append(("", "there is nothing to learn from", "add `data:`" + (" or `labelled:`" if "label" in needs else "")))
         if "label" not in needs:
@@ -95,7 +97,7 @@ class Preference(Training):
         learner = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held.rows else None)
         if loop.start == 0:
-            self._check_start(learner, train, steps)
+            self._check_start(learner, train, steps, ctx.template(self.init))
         for step in loop:
             metrics = learner.step(train.batches(learner, steps.places[step], self.tokens_per_batch))
             evaluate = held.rows and due(step, self.eval_every, len(steps))
@@ -128,11 +130,12 @@ class Preference(Training):
             remember(path, found)
         return train.recalled("train", found), held.recalled("held", found)
 
-    def _check_start(self, learner: Learner, train: Judged, steps: Steps) -> None:
-        """Where the policy starts as the reference, the first loss is known before it is taken."""
+    def _check_start(self, learner: Learner, train: Judged, steps: Steps, template: Template) -> None:
+        """What must hold before the first step; where the policy starts as the reference, its loss is known, too."""
+        first = train.batches(learner, steps.places[0], self.tokens_per_batch)
+        require_sound(learner, steps[0], first, template, cut=self.too_long == "truncate")
         expected = self.objective.start if isinstance(self.objective, PreferenceObjective) else None
         if expected is not None and self.reference in {None, self.init}:
-            first = train.batches(learner, steps.places[0], self.tokens_per_batch)
             require_start(learner.evaluate(first)["loss"].value, expected)
 
 

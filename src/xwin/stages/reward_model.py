@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,24 +11,27 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge
 
-from xwin.data.batch import Sample, pack
+from xwin.data.batch import Batch, Sample, pack
 from xwin.data.conversation import Preference
 from xwin.data.store import Pool
 from xwin.data.template import Template
+from xwin.errors import TrainingStopped
 from xwin.learning.learner import Learner
 from xwin.models.heads import RewardStats
 from xwin.objectives.bradley_terry import BradleyTerry
 from xwin.run.artifacts import Artifact, NetworkRef, PreferencesRef
 from xwin.run.artifacts import RewardModel as RewardModelArtifact
+from xwin.seeds import permutation
 from xwin.stages._samples import Source, both, pooled
-from xwin.stages._training import Training, cut
+from xwin.stages._start import UNTRAINED_TOLERANCE, require_sound, require_start
+from xwin.stages._training import RowTraining, cut
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
 
 
-class RewardModel(Training):
+class RewardModel(RowTraining):
     """Trains a scalar head, and what is below it, to score the chosen answer above the rejected one."""
 
     init: NetworkRef
@@ -59,6 +63,9 @@ class RewardModel(Training):
     def summary(self) -> str:
         return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
 
+    def check(self) -> Sequence[tuple[str, str, str]]:
+        return self.weight_mistakes(1 if isinstance(self.data, str) else len(self.data))
+
     def run(self, ctx: Context) -> None:
         refs = (self.data,) if isinstance(self.data, str) else self.data
         rows = self._samples(ctx, *refs)
@@ -67,13 +74,23 @@ class RewardModel(Training):
         learner = ctx.learner(self.init, head="score", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
-            metrics = learner.step(pack(steps[step], tokens=self.tokens_per_batch, share=True))
+            batches = pack(steps[step], tokens=self.tokens_per_batch, share=True)
+            if step == 0:
+                self._check_start(learner, steps[0], batches, ctx.template(self.init))
+            metrics = learner.step(batches)
             validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
             loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
         loop.restore_best()
         assert learner.model.head is not None
-        learner.model.head.stats = measure(learner, rows[:512], self.tokens_per_batch)
+        learner.model.head.stats = measure(learner, some(rows, MEASURED, ctx.seed("stats")), self.tokens_per_batch)
         ctx.finish(learner, loop, "final", ctx.template_name(self.init))
+
+    def _check_start(self, learner: Learner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template) -> None:
+        """What must hold before the first step; a head that is drawn anew knows nothing, so the loss is ln 2."""
+        require_sound(learner, samples, batches, template, cut=self.too_long == "truncate")
+        assert learner.model.head is not None
+        if learner.model.head.stats == RewardStats() and not self.objective.margin_scale:
+            require_start(learner.evaluate(batches)["loss"].value, math.log(2), UNTRAINED_TOLERANCE)
 
     def _samples(self, ctx: Context, *refs: str) -> Pool:
         template = ctx.template(self.init)
@@ -86,9 +103,30 @@ def paired(template: Template, preferences: Iterable[Preference]) -> Iterator[Sa
         yield from (replace(sample, columns={"margin": preference.margin or 0.0}) for sample in samples)
 
 
+MEASURED = 256
+"""Pairs that tell the zero and the unit of a reward model."""
+
+
+SAME = 1e-6
+"""Reward units. A spread below this is none."""
+
+
+def some(rows: Pool, count: int, seed: int) -> list[Sample]:
+    """The samples of at most `count` units, drawn from all sources alike."""
+    chosen = permutation(int(rows.units[-1]) + 1, seed)[:count]
+    return [rows[int(i)] for i in np.flatnonzero(np.isin(rows.units, chosen))]
+
+
 def measure(learner: Learner, rows: Sequence[Sample], tokens: int) -> RewardStats:
-    """Mean and spread of the scores of training answers: the zero and the unit of what the reward model is used for."""
+    """Mean and spread of the scores of training answers: the zero and the unit of what the reward model is used for.
+
+    Raises:
+        TrainingStopped: all scores are equal, so there is no unit.
+    """
     batches = pack(rows, tokens=tokens, share=True)
     said = [out.get("score") for out in learner.forward(batches, frozenset({"score"}))]
     scores = [float(score[s]) for batch, score in zip(batches, said, strict=True) for s in batch.samples()]
-    return RewardStats(float(np.mean(scores)), max(float(np.std(scores)), 1e-6))
+    if np.std(scores) < SAME:
+        fix = "it has learned nothing: lower lr, or look at the pairs"
+        raise TrainingStopped(f"the reward model gives all of {len(scores)} answers the same score, {scores[0]:.4g}", fix=fix)
+    return RewardStats(float(np.mean(scores)), float(np.std(scores)))

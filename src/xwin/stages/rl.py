@@ -12,8 +12,9 @@ from annotated_types import Ge, Gt
 from xwin.credit.base import Credit
 from xwin.credit.gae import Gae
 from xwin.credit.group import GroupRelative
+from xwin.credit.round import Round
 from xwin.data.conversation import Conversation
-from xwin.data.rollout import Group, Prompt, scored
+from xwin.data.rollout import Group, Prompt
 from xwin.data.sources import window
 from xwin.data.template import Template
 from xwin.engines.base import Engine, EngineKind, Sampling
@@ -26,7 +27,8 @@ from xwin.objectives.ppo import Ppo
 from xwin.objectives.value import Value
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, NetworkRef
 from xwin.run.events import Mean
-from xwin.scorers._outcome import ScorerError, complete
+from xwin.run.guards import ENGINE_GAP, LARGEST_ENGINE_GAP, Guard
+from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import Scorer, ScorerKind
 from xwin.seeds import derive
 from xwin.spec import Spec
@@ -36,16 +38,18 @@ from xwin.stages._rl import (
     RolloutLog,
     Team,
     carried,
+    context_of,
     describe,
     divergence,
     in_order,
     minibatches,
+    require_room,
     update,
     usable,
     variance_explained,
     varied,
 )
-from xwin.stages._sampling import group
+from xwin.stages._sampling import group, judged
 from xwin.stages._training import Training
 from xwin.stages.sft import due
 
@@ -95,8 +99,9 @@ class Kl(Spec):
 class Refill(Spec):
     """DAPO's dynamic sampling: groups whose answers all score the same are dropped, and others drawn until the round is full.
 
-    Yu et al. 2025, arXiv:2503.14476, equation 11. What is drawn in vain is logged and counted, and its prompts are used up. When the draws
-    are spent the round is learned from as it is; when no group varied at all, from the first ones, which teach nothing.
+    Yu et al. 2025, arXiv:2503.14476, equation 11. So are groups of which no answer could be scored. What is drawn in vain is logged and
+    counted, and its prompts are used up. When the draws are spent the round is learned from as far as it is full; when no group varied at
+    all, from the first ones, where only shaping beside `part`, a price of KL or a critic is left to learn from.
     """
 
     draws: Annotated[int, Ge(2)] = 4
@@ -174,7 +179,7 @@ class Rl(Training):
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, {self.objective.kind} with {self.credit.kind}"
 
     def check(self) -> Sequence[tuple[str, str, str]]:
-        return [*self._credit_mistakes(), *self._kl_mistakes(), *self._sampling_mistakes()]
+        return [*self._credit_mistakes(), *self._objective_mistakes(), *self._kl_mistakes(), *self._sampling_mistakes()]
 
     def _credit_mistakes(self) -> Iterator[tuple[str, str, str]]:
         if "advantage" not in self.objective.needs:
@@ -192,13 +197,26 @@ class Rl(Training):
             yield "critic", f"{self.credit.kind} reads no values, so the critic would learn for nothing", "remove critic, or set credit: gae"
         if isinstance(self.credit, GroupRelative) and self.n == 1:
             yield "n", "credit group compares the answers to one prompt, and there is one", "set n above 1, or credit: round"
-        if "old_logp" not in self.objective.needs and self.passes > 1:
-            what = f"{self.objective.kind} takes the answers for the policy's own, and in a second pass they are not"
-            yield "passes", what, "set passes: 1, or an objective with a ratio"
+        if isinstance(self.credit, Round) and self.credit.baseline == "mean" and self.n == 1:
+            what = "an answer less the mean of its group is 0 when it is alone, so the scores would teach nothing"
+            yield "n", what, "set n above 1, or baseline: none"
+
+    def _objective_mistakes(self) -> Iterator[tuple[str, str, str]]:
+        """An objective without a ratio takes the answers for the policy's own: they are until its first step."""
+        if "old_logp" in self.objective.needs:
+            return
+        what = f"{self.objective.kind} takes the answers for the policy's own"
+        if self.passes > 1:
+            yield "passes", f"{what}, and in a second pass they are not", "set passes: 1, or an objective with a ratio"
+        if self.minibatches > 1:
+            yield "minibatches", f"{what}, and after the first minibatch they are not", "set minibatches: 1, or an objective with a ratio"
 
     def _kl_mistakes(self) -> Iterator[tuple[str, str, str]]:
         if "ref_logp" in self.objective.needs and self.kl is not None and self.kl.coef > 0:
             yield "kl", "KL would be paid twice: in the reward and in the loss", "set kl: {coef: 0}, or remove objective.kl"
+        if self.kl is not None and self.kl.coef == 0 and self.kl.target is not None:
+            what = "the price is multiplied from step to step, so one of 0 never reaches a target"
+            yield "kl.coef", what, "set kl.coef above 0, or remove kl.target"
 
     def _sampling_mistakes(self) -> Iterator[tuple[str, str, str]]:
         if self.sampling.top_p < 1 or self.sampling.temperature == 0:
@@ -219,7 +237,12 @@ class Rl(Training):
         writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer))
         prompts = ctx.conversations(self.prompts)
         held = ctx.conversations(self.validation) if self.validation else []
-        loop = ctx.loop(self, self.steps, team.learners(), state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0)))
+        context = {"the model's context": context_of(policy)}
+        require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
+        require_room(held, template, self.sampling.max_tokens, context)
+        loop = ctx.loop(
+            self._watched(), self.steps, team.learners(), state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0))
+        )
         log = RolloutLog(ctx.directory.rollouts)
         log.rewind(loop.start)
         for step in loop:
@@ -233,6 +256,12 @@ class Rl(Training):
             loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
         writer.engine.close()
         ctx.finish(policy, loop, "final", ctx.template_name(self.init))
+
+    def _watched(self) -> Rl:
+        """These settings, with a guard on the engine that only warns where the credit corrects for what the engine does otherwise."""
+        if getattr(self.credit, "correction", None) is None or any(guard.metric == ENGINE_GAP for guard in self.guards):
+            return self
+        return self.model_copy(update={"guards": (*self.guards, Guard(metric=ENGINE_GAP, above=LARGEST_ENGINE_GAP, do="warn"))})
 
     def _critic(self, ctx: Context, total: int) -> Learner | None:
         if self.critic is None:
@@ -290,12 +319,21 @@ class Rl(Training):
         return metrics | shown
 
     def _validate(self, ctx: Context, writer: Writer, policy: Learner, held: Sequence[Conversation]) -> dict[str, float]:
-        """Mean score on prompts the policy is not trained on."""
+        """Mean score on prompts the policy is not trained on; answers that could not be scored are left out and said.
+
+        Raises:
+            ScorerError: none could be scored.
+        """
         writer.engine.load(policy.weights())
         groups = writer.write(held, self.sampling, seed=ctx.seed("validation"), n=1)
         rollouts = [r for g in groups for r in g.rollouts]
-        reward = sum(r.score.value for r in rollouts if r.score) / len(rollouts)
-        return {"validation_reward": reward, "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
+        values = [r.score.value for r in rollouts if r.score and not has_failed(r.score)]
+        if not values:
+            raise ScorerError("no answer to a validation prompt could be scored", f"{ctx.name}.scorer", "mend the scorer")
+        if len(values) < len(rollouts):
+            ctx.metrics["validation_failed"] = float(len(rollouts) - len(values))
+            ctx.console.message(f"{ctx.name}: {len(rollouts) - len(values)} of {len(rollouts)} validation answers could not be scored")
+        return {"validation_reward": sum(values) / len(values), "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
 
 
 @dataclass(frozen=True)
@@ -310,7 +348,7 @@ class Writer:
         """n scored answers to each prompt."""
         asked = [Prompt(p.id, self.template.prompt(p.prompt)) for p in prompts]
         groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template)
-        return scored(groups, complete(groups, self.scorer.score(groups)))
+        return judged(groups, self.scorer)
 
 
 def placed(prompts: Sequence[Conversation], start: int) -> list[Conversation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -16,13 +16,14 @@ from xwin.models.hub import TemplateName
 from xwin.objectives.sft import Sft as CrossEntropy
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
 from xwin.stages._samples import Source, pooled
-from xwin.stages._training import Training, cut
+from xwin.stages._start import require_sound
+from xwin.stages._training import RowTraining, cut
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
 
 
-class Sft(Training):
+class Sft(RowTraining):
     """Trains a model on the assistant's turns of conversations."""
 
     init: ModelRef
@@ -57,6 +58,9 @@ class Sft(Training):
     def summary(self) -> str:
         return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
 
+    def check(self) -> Sequence[tuple[str, str, str]]:
+        return self.weight_mistakes(1 if isinstance(self.data, str) else len(self.data))
+
     def run(self, ctx: Context) -> None:
         refs = (self.data,) if isinstance(self.data, str) else self.data
         held = self._batches(ctx, self.validation)
@@ -64,7 +68,10 @@ class Sft(Training):
         learner = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
-            metrics = learner.step(pack(steps[step], tokens=self.tokens_per_batch, share=True))
+            batches = pack(steps[step], tokens=self.tokens_per_batch, share=True)
+            if step == 0:
+                require_sound(learner, steps[0], batches, ctx.template(self.init, self.template), cut=self.too_long == "truncate")
+            metrics = learner.step(batches)
             validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
             loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
         ctx.finish(learner, loop, "final", self.template)

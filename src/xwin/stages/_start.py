@@ -1,0 +1,84 @@
+"""What must hold before the first step of a training stage. A failure says which rows, and what is wrong with data, template or model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from xwin.data.batch import Batch, Sample, pack
+from xwin.data.template import Template
+from xwin.errors import TrainingStopped
+from xwin.learning.learner import Learner
+
+START_TOLERANCE = 0.01
+"""Relative to the expected loss, or nats where that is below one: policy and reference compute one function on one layout."""
+
+UNTRAINED_TOLERANCE = 0.15
+"""Nats. A new reward head is drawn small, not zero."""
+
+ALONE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Mean difference, nats or reward units, that rounding may make between a sample in a pack and the same sample alone."""
+
+
+def require_sound(learner: Learner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template, *, cut: bool) -> None:
+    """Checks the first step of a stage: masks, ends and beginnings of its samples, and that packing does not change what the model says.
+
+    Args:
+        learner: that will take the step.
+        samples: of the step.
+        batches: the same, packed.
+        template: they were rendered in.
+        cut: whether long rows were truncated, so that an answer may have no end.
+
+    Raises:
+        TrainingStopped: names the sample, and what to do.
+    """
+    for sample in samples:
+        _require_ends(sample, template.stop, cut=cut)
+        if template.bos is not None and sample.tokens[:2] == (template.bos, template.bos):
+            fix = "the chat template writes the token and the tokenizer adds it once more: use another template"
+            raise TrainingStopped("begins with two beginning-of-sequence tokens", f"sample {sample.id}", fix)
+    _require_same_alone(learner, samples, batches[0])
+
+
+def require_start(found: float, expected: float, tolerance: float = START_TOLERANCE) -> None:
+    """Checks the loss before the first step, which is known: the policy still is the reference, or a reward head has learned nothing.
+
+    Raises:
+        TrainingStopped: it is not what the objective gives there, ln 2 for DPO and for Bradley-Terry.
+    """
+    if abs(found - expected) > tolerance * max(1.0, expected):
+        what = f"the loss before the first step is {found:.4f}, but where nothing has been learned it must be {expected:.4f}"
+        fix = "check that model, reference, dtype and template are those that were meant"
+        raise TrainingStopped(what, "step 0", fix)
+
+
+def _require_ends(sample: Sample, stop: Sequence[int], *, cut: bool) -> None:
+    """Every trained stretch ends with a token that ends an answer, so that the model learns to stop."""
+    if True not in sample.mask:
+        raise TrainingStopped("nothing of it would be trained", f"sample {sample.id}", "remove the row; `xwin data show` shows what is trained")
+    ends = [t for t, (here, after) in enumerate(zip(sample.mask, (*sample.mask[1:], False), strict=True)) if here and not after]
+    unended = next((t for t in ends if sample.tokens[t] not in stop), None)
+    if unended is not None and not (cut and unended == len(sample.tokens) - 1):
+        what = f"its answer ends with token {sample.tokens[unended]}, not with the end token {stop[0]}, so the model would never learn to stop"
+        raise TrainingStopped(what, f"sample {sample.id}, token {unended}", "`xwin data show` shows what is trained; use another template")
+
+
+def _require_same_alone(learner: Learner, samples: Sequence[Sample], batch: Batch) -> None:
+    """The model says the same of a sample in a pack and alone: no other sample is attended to."""
+    name = "score" if learner.model.head is not None else "logp"
+    packed = {sample.id: sample for sample in samples if sample.id in batch.ids}
+    sample = min(packed.values(), key=lambda s: len(s.tokens))
+    (alone,) = pack([sample], tokens=len(sample.tokens))
+    found = []
+    for where in (batch, alone):
+        (out,) = learner.forward([where], frozenset({name}))
+        segment = where.ids.index(sample.id)
+        values = out.get(name)
+        found.append(values[segment : segment + 1] if name == "score" else values[(where.segment == segment) & where.mask])
+    gap = float((found[0] - found[1]).abs().mean())
+    if not gap <= ALONE[learner.model.dtype]:  # also where it is not a number
+        what = f"the model says something else of it in a pack than alone: a mean difference of {gap:.3g}"
+        fix = "its attention does not keep to single samples: this architecture cannot be trained in packs"
+        raise TrainingStopped(what, f"sample {sample.id}", fix)
