@@ -9,7 +9,7 @@ Laws, tested for every template over many tokenizers:
 Two exceptions to law 1, both on purpose. A special token inside what somebody said is text here; a plain tokenizer makes it a control token. And an
 answer is tokenised apart from its prompt, as an engine writes it: where a prompt ends in white space or a sign and the answer does not begin with a
 letter, or where a prompt ends in several line breaks, a plain tokenizer may draw the line between tokens elsewhere. The ids decode to the published
-string in both cases.
+string in both cases. (A third is no choice: U+2581, which SentencePiece itself writes for a space, is one to such a tokenizer wherever it stands.)
 """
 
 from __future__ import annotations
