@@ -53,6 +53,7 @@ def main_of(name: str, unit: str, sides: Mapping[str, Callable[[bool], Measured]
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side")
     parser.add_argument("--quick", action="store_true", help="a small part of the work, once: to see that it runs")
     parser.add_argument("--side", choices=list(sides), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -60,7 +61,7 @@ def main_of(name: str, unit: str, sides: Mapping[str, Callable[[bool], Measured]
         print(json.dumps(asdict(sides[asked.side](asked.quick))))
         return
     runs: dict[str, list[Measured]] = {side: [] for side in sides}
-    for number in range(1 if asked.quick else rounds):
+    for number in range(1 if asked.quick else asked.rounds):
         for side, found in runs.items():
             found.append(_apart(name, side, quick=asked.quick))
             print(f"{name} {number + 1} {side}: {found[-1].rate:.0f} {unit}, {found[-1].peak_mb or 0:.0f} MB", file=sys.stderr)
