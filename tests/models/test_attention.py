@@ -66,6 +66,23 @@ def test_a_token_sees_its_own_past_and_its_ancestors_and_nothing_else(share: boo
             torch.testing.assert_close(mine, dense(batch, q, k, v, scale=0.3, window=window).float(), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("share", [False, True])
+def test_gradients_are_those_of_plain_softmax(share: bool, window: int | None) -> None:
+    """Rows longer than a block of queries among short ones; see `dense`."""
+    long = [Sample("long", tuple(range(300)), (False, *(True,) * 299)), Sample("longer", tuple(range(9)) * 40, (False,) * 9 + (True,) * 351)]
+    for samples in (apart(), siblings(), [*apart(), *long], [*siblings(), *long]):
+        for batch in pack(samples, tokens=700, share=share):
+            found = []
+            for attend in (PackedPlan(batch).attend, lambda _, *x, batch=batch, **settings: dense(batch, *x, **settings)):
+                leaves = [x.requires_grad_() for x in projections(batch, 4, 2)]
+                out = attend(0, *leaves, scale=0.3, window=window)
+                above = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+                found.append(torch.autograd.grad(out, leaves, above.to(out.dtype)))
+            for mine, plain in zip(*found, strict=True):
+                torch.testing.assert_close(mine, plain.float(), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("changed", [0, -1])
 @pytest.mark.parametrize("share", [False, True])
 def test_another_sequence_changes_nothing_not_even_the_last_bit(share: bool, changed: int) -> None:

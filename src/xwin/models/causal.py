@@ -16,14 +16,12 @@ from xwin.data.batch import Batch, Outputs
 from xwin.errors import ModelError
 from xwin.models import attention
 from xwin.models.heads import ScalarHead, read_reward_stats
+from xwin.models.lean import slim
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
 from xwin.models.weights import write_weights
 from xwin.ops import token_logp, uniform_logp
 
 Head = Literal["language", "value", "score"]
-
-CHUNK = 512
-"""Rows of logits at a time: 512 x 50k x 4 bytes is 100 MB."""
 
 COMPANIONS = (
     "tokenizer.json",
@@ -89,23 +87,21 @@ class PackedModel(nn.Module):
         rows = batch.mask.nonzero().squeeze(1)
         before = hidden[batch.source[rows]]
         if reads & {"logp", "entropy", "uniform"}:
-            found = self._language(before, batch, rows)
-            logp, entropy = (torch.zeros_like(hidden[:, 0]).index_copy(0, rows, x) for x in found)
+            head, tokens = self.output, batch.tokens[rows]
+            said, spread = token_logp(
+                before, head.weight, head.bias, tokens, temperature=batch.temperature, entropy="entropy" in reads, dtype=self.dtype
+            )
+            logp = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, said)
+            if spread is not None:
+                entropy = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, spread)
             if "uniform" in reads:
-                uniform = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, self._uniform(found[0], before, batch.tokens[rows], batch.temperature))
+                mean = uniform_logp(said, before, head.weight, head.bias, tokens, temperature=batch.temperature)
+                uniform = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, mean)
         if "value" in reads:
             value = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, self._scalar(before))
         if "score" in reads:
             score = self._scalar(hidden[batch.last])
         return Outputs(logp, entropy, value, score, uniform)
-
-    def _language(self, hidden: Tensor, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
-        head = self.output
-        return token_logp(hidden, head.weight, head.bias, batch.tokens[rows], temperature=batch.temperature, chunk=CHUNK)
-
-    def _uniform(self, logp: Tensor, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        head = self.output
-        return uniform_logp(logp, hidden, head.weight, head.bias, tokens, temperature=temperature)
 
     def _scalar(self, hidden: Tensor) -> Tensor:
         if self.head is None:
@@ -133,6 +129,7 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
     network, scalar = _networks(folder, head, head_seed)
     _require_plain(network, folder)
     tuning.apply(network)
+    slim(network, DTYPES[dtype])
     if scalar is not None:
         scalar.requires_grad_(not isinstance(tuning, Frozen))
     return PackedModel(network, scalar, DTYPES[dtype])
