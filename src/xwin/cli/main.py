@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
 from xwin.cli import chat, data, eval, explain, init, report, run
-from xwin.errors import StorageError, XwinError
+from xwin.errors import OutOfMemory, StorageError, XwinError
+from xwin.run.secrets import hidden
 
 HELP = """Align language models: from base model to report with one command.
 
@@ -48,13 +51,14 @@ def options(
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 2 something to change, 1 a failure, 130 and 143 stopped by Ctrl-C and SIGTERM."""
+    sys.excepthook = _unexpected
     try:
         app()
     except XwinError as error:
         sys.exit(_said(error))
     except MemoryError:
         fix = "smaller batches (tokens_per_batch) or a smaller model need less; `xwin explain` says what each setting does"
-        sys.exit(_said(XwinError("there is not enough memory", fix=fix)))
+        sys.exit(_said(OutOfMemory("there is not enough memory", fix=fix)))
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
             raise
@@ -68,5 +72,10 @@ def _said(error: XwinError) -> int:
     Returns:
         The exit code.
     """
-    print(f"error: {error}" if error.exit_code in {1, 2} else str(error), file=sys.stderr)
+    print(hidden(f"error: {error}" if error.exit_code in {1, 2} else str(error)), file=sys.stderr)
     return error.exit_code
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of what is a bug of ours, without secrets."""
+    print(hidden("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
