@@ -1,4 +1,4 @@
-"""The Weights & Biases sink. Of the machine, the code and the terminal nothing is recorded: the run's own manifest has what is needed."""
+"""The Weights & Biases sink. Neither code, command, terminal nor the machine's load are recorded: the run's own manifest has what is needed."""
 
 from __future__ import annotations
 

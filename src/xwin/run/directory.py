@@ -226,9 +226,9 @@ class RunDirectory:
             UserError: the path is something else than a run.
             StorageError: read-only, full, or permission is missing.
         """
-        self._require_run()
         owner = self.path / ".lock.json"
         with storage_errors(self.path):
+            self._require_run()
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
             try:
