@@ -47,11 +47,11 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
 ) -> None:
     """Options of the program itself."""
+    sys.excepthook = _unexpected  # typer has just set its own
 
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 2 something to change, 1 a failure, 130 and 143 stopped by Ctrl-C and SIGTERM."""
-    sys.excepthook = _unexpected
     try:
         app()
     except XwinError as error:
