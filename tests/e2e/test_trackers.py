@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_records import history
 
@@ -48,6 +49,7 @@ def test_trackers_get_every_step_once_although_the_run_was_killed(forks: Forks, 
     assert difference(ours, theirs) == []
 
 
+@pytest.mark.slow
 def test_trackers_that_fail_are_reported_once_and_the_run_is_the_same(forks: Forks, short: Path, finished: Path) -> None:
     run = short.parent / "run"
     run.mkdir()
