@@ -10,7 +10,8 @@ XwinError
 ├── Failure                  exit 1: the work itself went wrong
 │   ├── TrainingStopped      a guard stopped the training (non-finite numbers, nothing to train ...)
 │   ├── CheckpointError      a checkpoint or artefact is truncated, altered or cannot be read
-│   └── StorageError         the disk is full, read-only or not permitted
+│   ├── StorageError         the disk is full, read-only or not permitted
+│   └── OutOfMemory          an allocation failed; names the settings to lower
 └── Interrupted              SIGINT (exit 130) or SIGTERM (exit 143), after a checkpoint was written
 """
 
@@ -112,6 +113,10 @@ class CheckpointError(Failure):
 
 class StorageError(Failure):
     """The disk is full, read-only, or permission is missing."""
+
+
+class OutOfMemory(Failure):
+    """There was less memory than the work needs."""
 
 
 class Interrupted(XwinError):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,19 @@ def test_explain_lists_kinds_and_shows_settings(monkeypatch: pytest.MonkeyPatch,
     assert "above 0" in shown and "0.2" in shown
     assert xwin(monkeypatch, "explain", "ppo.clipp") == 2
     assert "did you mean 'clip'?" in capsys.readouterr().err
+
+
+def test_the_traceback_of_a_bug_does_not_hold_a_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bug is an error that is not ours; the program has set the hook that prints it."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-PLANTED0001")
+    monkeypatch.setattr(sys, "argv", ["xwin", "explain"])
+    with suppress(SystemExit):
+        main()
+    try:
+        raise RuntimeError("no such key: sk-PLANTED0001")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and said.endswith("RuntimeError: no such key: <OPENAI_API_KEY>\n")
+    assert "PLANTED" not in said

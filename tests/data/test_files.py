@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 import xwin.data._jsonl as jsonl
+import xwin.data._unpack as unpack
 from xwin.data._jsonl import new_file
 from xwin.data.defects import Defect
 from xwin.data.files import MOST_OPEN, Table, named_tables, open_table
@@ -189,6 +190,22 @@ def test_a_packed_file_cut_in_the_middle_gives_the_rows_before_the_cut(pack: Cal
     assert 300 < len(rows) < 5_000
     assert flaws(rows) == [(len(rows), Defect.TRUNCATED)]
     assert [row.value for row in rows[:-1]] == [json.loads(line) for line in noise[: len(rows) - 1]]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+def test_a_packed_file_that_would_fill_the_disk_is_read_no_further(
+    pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "HARMLESS", 1 << 20)
+    monkeypatch.setattr(unpack, "BOMB", 20)
+    noise = b"".join(json.dumps({"noise": os.urandom(500).hex()}).encode() + b"\n" for _ in range(300))
+    packed = pack(noise + b'{"a": 1}\n' * (3 << 20))  # 27 MiB of one row
+    rows = table(tmp_path, packed, "bomb.packed")
+    assert len(packed) * unpack.BOMB < 27 << 20
+    assert rows[0].value.keys() == {"noise"}
+    flaw = rows[-1].flaw
+    assert flaw is not None and flaw.defect is Defect.TRUNCATED and "unpack to more than 20 times their size" in flaw.detail
+    assert rows.file.stat().st_size < 27 << 20
 
 
 def test_damaged_packing_and_a_cut_at_the_end_of_a_line_are_flaws_too(tmp_path: Path) -> None:

@@ -56,6 +56,38 @@ def test_a_folder_of_files_is_a_data_set_with_a_split_for_each_name(kind: str, t
     assert len(read(f"{folder}:train", tmp_path)) == len(ROWS)
 
 
+@pytest.mark.parametrize("named", ["../secret.jsonl", "{folder}/../secret.jsonl", "{outside}"])
+def test_a_folder_whose_card_names_files_elsewhere_is_refused(named: str, tmp_path: Path) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "secret.jsonl"
+    folder.mkdir()
+    outside.write_text(json.dumps(ROWS[0]))
+    (folder / "train.jsonl").write_text(json.dumps(ROWS[1]))
+    name = named.format(folder=folder, outside=outside)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {name}\n---\n")
+    with pytest.raises(DataError, match="secret") as caught:
+        read(f"{folder}", tmp_path)
+    assert "outside" in caught.value.what
+
+
+def test_a_saved_data_set_whose_state_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    for name in ("saved", "other"):
+        datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / name))
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(state.read_text().replace('"data-00000', '"../other/data-00000'))
+    with pytest.raises(DataError, match="names a file outside its folder"):
+        read(f"{tmp_path}/saved", tmp_path)
+
+
+def test_a_program_beside_the_data_is_not_run(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps(ROWS[1]))
+    (folder / "folder.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(DataError, match="scripts are no longer supported"):
+        read(f"{folder}", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_digest_of_a_folder_follows_its_content_and_the_split(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +44,9 @@ def test_scores_land_on_their_rollouts_and_nothing_else_changes() -> None:
     assert filled[0].texts == ("x", "y")
     assert [r.completion for r in filled[0].rollouts] == [(42, 2), (43, 2)]
     assert [r.score for r in groups[0].rollouts] == [None, None]
+
+
+def test_the_note_of_a_failed_request_is_written_without_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-PLANTED0001")
+    rollout = Rollout("q", 0, 0, (1,), (2,), (-0.5,), "stop", Score(0.0, {}, "401: no such key sk-PLANTED0001"))
+    assert rollout_to_json(rollout)["score"]["note"] == "401: no such key <OPENAI_API_KEY>"

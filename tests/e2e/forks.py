@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 LONGEST = 120.0
 """Seconds that one attempt may take."""
 
 PRELOADED = (
+    "encodings.utf_8_sig",
     "matplotlib.figure",
     "peft",
     "reasoning_gym",
@@ -100,20 +103,26 @@ class Forks:
         assert self.server.stdout is not None
         assert self.server.stdout.readline() == "ready\n"
 
-    def start(self, *args: str | Path, crash_at: int | None = None) -> Attempt:
-        """`xwin ARGS` in a fresh process. `crash_at`: it kills itself before its n-th operation on files under the folder of --dir."""
+    def start(self, *args: str | Path, crash_at: int | None = None, under: Mapping[str, Any] = MappingProxyType({})) -> Attempt:
+        """`xwin ARGS` in a fresh process.
+
+        Args:
+            args: of the program.
+            crash_at: it kills itself before its n-th operation on files under the folder of --dir.
+            under: the conditions it lives under, see `_condition`.
+        """
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.count += 1
         log = self.logs / f"{self.count:03d}.log"
-        order = {"args": [str(a) for a in args], "log": str(log), "crash_at": crash_at}
+        order = {"args": [str(a) for a in args], "log": str(log), "crash_at": crash_at, "under": dict(under)}
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         return Attempt(int(self.server.stdout.readline()), log, self.server.stdout)
 
-    def run(self, *args: str | Path, crash_at: int | None = None) -> Attempt:
+    def run(self, *args: str | Path, crash_at: int | None = None, under: Mapping[str, Any] = MappingProxyType({})) -> Attempt:
         """The same, ended."""
-        attempt = self.start(*args, crash_at=crash_at)
+        attempt = self.start(*args, crash_at=crash_at, under=under)
         attempt.wait()
         return attempt
 
@@ -149,6 +158,8 @@ def _attempt(order: dict[str, Any]) -> None:
         sys.argv = ["xwin", *order["args"]]
         if order["crash_at"] is not None:
             _crash(order["crash_at"], order["args"][order["args"].index("--dir") + 1])
+        for condition, value in order["under"].items():
+            _condition(condition, value)
         from xwin.cli.main import main
 
         main()
@@ -163,6 +174,29 @@ def _attempt(order: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _condition(name: str, value: Any) -> None:
+    """Makes life harder for this process.
+
+    "environment": variables it has besides; "folder": where it starts; "memory": bytes that it may have on top of what it has;
+    "user": number of the user it becomes; "clock": seconds that the clock of the day goes forward in a second.
+    """
+    if name == "environment":
+        os.environ.update(value)
+    elif name == "folder":
+        os.chdir(value)
+    elif name == "memory":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + value
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    elif name == "user":
+        os.setgroups([])
+        os.setgid(value)
+        os.setuid(value)
+    elif name == "clock":
+        begun, there = time.monotonic(), time.time()
+        time.time = lambda: there + value * (time.monotonic() - begun)
 
 
 def _crash(at: int, folder: str) -> None:

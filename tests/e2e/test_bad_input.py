@@ -1,11 +1,12 @@
 """What can go wrong around a run: each is one clear message and an exit code, and nothing that was finished is lost."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,56 +16,8 @@ from xwin.errors import StorageError
 from xwin.models.weights import write_weights
 
 from .chain import content, difference, write_recipe
-from .forks import Attempt, Forks
-
-SHORT = """\
-name: short
-models:
-  base: {path: "random:2x64"}
-stages:
-  taste: {kind: reward_model, init: base, data: ./pairs.jsonl, checkpoint_every: 0}
-  sft: {kind: sft, init: base, data: ./held.jsonl, validation: ./held.jsonl, epochs: 5, eval_every: 2, tokens_per_step: 512, checkpoint_every: 0}
-"""
-
-
-@pytest.fixture
-def short(tmp_path: Path) -> Path:
-    return write_recipe(tmp_path, SHORT)
-
-
-@pytest.fixture(scope="module")
-def killed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in sft after a few checkpoints. Not to be written to."""
-    recipe = write_recipe(tmp_path_factory.mktemp("killed"), SHORT)
-    run = recipe.parent / "run"
-    events = run / "stages" / "sft" / "events.jsonl"
-    attempt = forks.start("run", recipe, "--dir", run)
-    assert attempt.until(lambda: events.exists() and b'"step": 4,' in events.read_bytes()), attempt.said
-    attempt.send(signal.SIGKILL)
-    assert attempt.wait() == -signal.SIGKILL, attempt.said
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run. Not to be written to."""
-    recipe = write_recipe(tmp_path_factory.mktemp("finished"), SHORT)
-    done = forks.run("run", recipe, "--dir", recipe.parent / "run")
-    assert done.status == 0, done.said
-    return recipe.parent / "run"
-
-
-def copied(run: Path, recipe: Path) -> Path:
-    """A copy beside the recipe, with the times of its files."""
-    return Path(shutil.copytree(run, recipe.parent / "run"))
-
-
-def message(attempt: Attempt, code: int) -> str:
-    """The one message an attempt ended with."""
-    assert attempt.status == code, attempt.said
-    assert "Traceback" not in attempt.said
-    assert attempt.said.count("error: ") == 1
-    return attempt.said[attempt.said.index("error: ") :]
+from .forks import Forks
+from .short import content_of, copied, fill, message
 
 
 def halve(path: Path) -> None:
@@ -108,12 +61,6 @@ def test_a_damaged_checkpoint_is_one_message_and_the_advice_works(
         assert "taste  skipped: done before" in again.said
 
 
-def content_of(run: Path) -> dict[str, object]:
-    """`chain.content`, of a run that need not be finished."""
-    (run / "events.jsonl").touch()
-    return content(run)
-
-
 @pytest.mark.parametrize("damage", [halve, flip, Path.unlink], ids=["cut", "tampered", "missing"])
 def test_a_damaged_artefact_is_named_and_making_it_again_gives_the_same(
     forks: Forks, short: Path, finished: Path, damage: Callable[[Path], None]
@@ -130,31 +77,6 @@ def test_a_damaged_artefact_is_named_and_making_it_again_gives_the_same(
         assert again.status == 0, again.said
         assert "sft  skipped: done before" in again.said
         assert difference(before, content(run)) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 24 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root may mount a small disk to fill")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(place)], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """A file that takes all the room that is left."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as out:
-        try:
-            while True:
-                out.write(bytes(1 << 16))
-        except OSError:
-            return filler
 
 
 def test_a_full_disk_stops_the_run_and_more_room_lets_it_go_on(forks: Forks, short: Path, finished: Path, small_disk: Path) -> None:
@@ -200,9 +122,10 @@ def test_two_runs_on_one_directory_are_refused_by_the_second(forks: Forks, short
 
 def test_a_lock_of_a_killed_run_is_no_lock(forks: Forks, short: Path, killed: Path, finished: Path) -> None:
     run = copied(killed, short)
-    assert (run / ".lock.json").exists()
+    owner = json.loads((run / ".lock.json").read_text())
     again = forks.run("run", short, "--dir", run)
     assert again.status == 0, again.said
+    assert f"the run before, process {owner['pid']} on {owner['host']}, ended without a word: going on from what it left" in again.said
     assert difference(content(finished), content(run)) == []
 
 

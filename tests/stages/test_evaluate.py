@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from xwin.data.rollout import rollout_from_json
 from xwin.errors import RecipeError
 from xwin.recipe.schema import read_recipe
 from xwin.scorers._outcome import ScorerError
-from xwin.stages.evaluate import picked
+from xwin.stages.evaluate import Contender, picked
 from xwin.suites.base import Answer
 
 from . import rewards
@@ -181,3 +182,9 @@ def test_rows_that_make_no_sense_are_refused(tmp_path: Path, tiny_folder: Path, 
     error = failure(tmp_path, tiny_folder, {"report": {**REPORT, **change}})
     assert isinstance(error, RecipeError)
     assert what in str(error)
+
+
+@pytest.mark.parametrize("name", ["../../out", "a/b", "a\\b", "", "a\x00b"])
+def test_the_name_of_a_row_cannot_lead_out_of_the_stage(name: str) -> None:
+    with pytest.raises(ValidationError):
+        Contender(name=name, model="base")

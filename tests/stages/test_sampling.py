@@ -12,13 +12,13 @@ from xwin.data.rollout import Prompt, Rollout
 from xwin.data.template import Template
 from xwin.engines.base import Sampling
 from xwin.engines.scripted import ScriptedEngine
-from xwin.errors import Interrupted
+from xwin.errors import CheckpointError, Interrupted
 from xwin.run.console import Console
 from xwin.run.directory import StageDirectory
 from xwin.run.signals import StopFlag
 from xwin.spec import lookup
 from xwin.stages._context import Context
-from xwin.stages._sampling import BLOCK, sample
+from xwin.stages._sampling import BLOCK, _finished, sample
 from xwin.stages.base import Stage
 
 from .small import ids
@@ -94,3 +94,11 @@ def test_a_signal_stops_between_answers_and_finished_blocks_stay(ctx: Context, t
     with pytest.raises(Interrupted):
         ask(ctx, Interrupting(first.answers, first.other, first.stop), tiny_template)
     assert ctx.directory.rollouts.read_bytes().count(b"\n") == BLOCK * N
+
+
+@pytest.mark.parametrize("line", [b"garbage\n", b"{}\n", b"[1]\n", b'{"prompt_id": 3}\n'])
+def test_a_damaged_log_of_answers_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(CheckpointError, match=r"(?s)rollouts\.jsonl: holds a line that is no answer.*fix: remove the file"):
+        _finished(path, [[Conversation("q", (Message("user", "q"),))]], 1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
 from xwin.cli import chat, data, eval, explain, init, report, run
-from xwin.errors import StorageError, XwinError
+from xwin.errors import OutOfMemory, StorageError, XwinError
+from xwin.run.secrets import hidden
 
 HELP = """Align language models: from base model to report with one command.
 
@@ -44,6 +47,7 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
 ) -> None:
     """Options of the program itself."""
+    sys.excepthook = _unexpected  # typer has just set its own
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def main() -> None:
         sys.exit(_said(error))
     except MemoryError:
         fix = "smaller batches (tokens_per_batch) or a smaller model need less; `xwin explain` says what each setting does"
-        sys.exit(_said(XwinError("there is not enough memory", fix=fix)))
+        sys.exit(_said(OutOfMemory("there is not enough memory", fix=fix)))
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
             raise
@@ -68,5 +72,10 @@ def _said(error: XwinError) -> int:
     Returns:
         The exit code.
     """
-    print(f"error: {error}" if error.exit_code in {1, 2} else str(error), file=sys.stderr)
+    print(hidden(f"error: {error}" if error.exit_code in {1, 2} else str(error)), file=sys.stderr)
     return error.exit_code
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of what is a bug of ours, without secrets."""
+    print(hidden("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

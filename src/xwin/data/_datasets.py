@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,15 +103,38 @@ def dataset_rows(folder: Path, split: str | None, source: str) -> Iterator[bytes
     try:
         found: Any
         if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            _require_inside(folder, _saved_files(folder), source)
             found = datasets.load_from_disk(str(folder))
         else:
-            found = datasets.load_dataset(str(folder), streaming=True)
+            builder = datasets.load_dataset_builder(str(folder))
+            _require_inside(folder, [file for files in (builder.config.data_files or {}).values() for file in files], source)
+            found = builder.as_streaming_dataset()
         for batch in _chosen(found, split, source).with_format("arrow").iter(BATCH):
             yield from arrow_lines(batch)
-    except (DatasetsError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (DatasetsError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:300]
         fix = "a folder of files that the library cannot join is read by a pattern, each file by itself: folder/*.jsonl"
         raise DataError(f"the data set cannot be read: {said}", source, fix) from error
+
+
+def _saved_files(folder: Path) -> Iterator[str]:
+    """The files that a saved data set says it consists of."""
+    for state in folder.rglob("state.json"):
+        for entry in json.loads(state.read_text(encoding="utf-8")).get("_data_files", ()):
+            yield str(state.parent / entry["filename"])
+    if (folder / "dataset_dict.json").is_file():
+        yield from (str(folder / split) for split in json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+
+
+def _require_inside(folder: Path, files: Iterable[str], source: str) -> None:
+    """Passes if all files lie in the folder: its README or settings, which somebody else wrote, may name any file or address.
+
+    Raises:
+        DataError: names the one that does not.
+    """
+    for file in files:
+        if "://" in file or not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):  # noqa: PTH100 - links may lead elsewhere
+            raise DataError(f"names a file outside its folder: {file}", source, "name that file yourself, if you want to read it")
 
 
 def _chosen(found: Any, split: str | None, source: str) -> Any:

@@ -148,7 +148,7 @@ def open_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise ModelError("has no tokenizer.json", str(folder), "save its tokenizer with transformers' fast tokenizer first")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"its tokenizer cannot be loaded ({error})", str(folder), "save it again with transformers' fast tokenizer") from error
     if not getattr(tokenizer, "is_fast", False):

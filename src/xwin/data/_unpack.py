@@ -15,6 +15,10 @@ from xwin.data._jsonl import BLOCK, EXCERPT, ROW_LIMIT, marked
 from xwin.data.defects import Defect
 from xwin.errors import MissingExtra
 
+BOMB = 300
+"""Times its packed size that text does not unpack to: it reaches 10, one letter again and again 1000."""
+HARMLESS = 1 << 30
+"""Bytes that may come out of anything, however small."""
 TOO_LARGE = (Defect.NOT_JSON, f"a row larger than {ROW_LIMIT >> 20} MiB is not read")
 """The defect of such a row, and what to say of it."""
 
@@ -66,7 +70,13 @@ class Blocks:
                 while block := file.read(BLOCK):
                     yield block
             else:
-                yield from self._unpack(file.read, self._unpacker)
+                given = 0
+                for block in self._unpack(file.read, self._unpacker):
+                    given += len(block)
+                    if given > max(HARMLESS, BOMB * file.tell()):
+                        self.cut = f"the {self._how.value} data unpack to more than {BOMB} times their size, as no text does"
+                        return
+                    yield block
 
     def _unpack(self, read: Callable[[int], bytes], unpacker: _Unpacker) -> Iterator[bytes]:
         """Small pieces go in, so that even data that unpack to a thousand times their size come out in bounded blocks."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from xwin.data.conversation import Conversation
+from xwin.run.secrets import hidden
 
 Finish = Literal["stop", "length", "error"]
 
@@ -61,7 +62,7 @@ class Group:
 
 
 def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
-    """Every field; `score` is null or {"value", "parts", "note"}."""
+    """Every field; `score` is null or {"value", "parts", "note"}. A note may be the words of a failed request, so it is freed of secrets."""
     score = rollout.score
     return {
         "prompt_id": rollout.prompt_id,
@@ -71,7 +72,7 @@ def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
         "completion": list(rollout.completion),
         "logp": list(rollout.logp),
         "finish": rollout.finish,
-        "score": None if score is None else {"value": score.value, "parts": dict(score.parts), "note": score.note},
+        "score": None if score is None else {"value": score.value, "parts": dict(score.parts), "note": hidden(score.note)},
     }
 
 

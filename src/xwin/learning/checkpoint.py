@@ -118,6 +118,21 @@ def load(path: Path, into: MutableMapping[str, Tree]) -> dict[str, Json]:
     return saved["state"]
 
 
+def states(folder: Path) -> list[dict[str, Json]]:
+    """The `state` of each checkpoint that is kept, by step: what else on the disk they speak of.
+
+    Raises:
+        CheckpointError: one of them is damaged.
+    """
+    found = []
+    for path in _complete(folder):
+        file = path / _STATE
+        if _listed(path)[_STATE] != digest_file(file):
+            raise _broken("is cut short or was altered: its digest is not the one that was written", file, path)
+        found.append(json.loads(file.read_text(encoding="utf-8"))["state"])
+    return found
+
+
 def verify(path: Path) -> None:
     """Compares every file of a checkpoint with its digest, without opening it in any other way.
 

@@ -77,7 +77,7 @@ def sentence_nll(folder: Path, sentence: str) -> float:
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokens = torch.tensor([tokenizer.encode(sentence, add_special_tokens=False).ids])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False).eval()
     with torch.inference_mode():
         return float(model(tokens, labels=tokens).loss)
 

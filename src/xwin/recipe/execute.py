@@ -14,8 +14,10 @@ from xwin.recipe.schema import Read, read_recipe
 from xwin.run import memory
 from xwin.run.directory import RunDirectory, StageRecord
 from xwin.run.facts import final_table, read_run
+from xwin.run.following import following
 from xwin.run.manifest import command, git_state, hardware, versions
 from xwin.run.report import write_report
+from xwin.run.secrets import hidden
 from xwin.run.signals import StopFlag, stop_on_signals
 from xwin.stages._inputs import Resolved
 
@@ -43,11 +45,14 @@ def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Cons
     """
     read = read_recipe(recipe, sets)
     run = RunDirectory(directory or default_directory(read))
-    with stop_on_signals() as stop, run.locked():
+    with stop_on_signals() as stop, run.locked() as before:
+        if before:
+            console.message(f"the run before, {before}, ended without a word: going on from what it left")
         plan = make_plan(read, run)
         run.describe(read.source.text, read.recipe.settings(), _manifest(plan, sets))
         console.table(*plan_table(plan))
-        _Execution(plan, console, stop).all()
+        with following(read.recipe.trackers, run, plan.order, console.message):
+            _Execution(plan, console, stop).all()
         report = write_report(run.path)
     _show_results(run, console)
     console.message(f"report: {report}")
@@ -97,7 +102,8 @@ class _Execution:
         self.console.stage(stage.name, stage.spec.kind, stage.summary)
         recipe = self.plan.read.recipe
         context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop)
-        stage.spec.run(context)
+        with memory.allocation_errors(f"stages.{stage.name}", _what_to_lower(stage)):
+            stage.spec.run(context)
         seconds = time.monotonic() - begun
         record = stage.directory.publish(context.metrics, seconds=seconds)
         self.console.finished(stage.name, seconds, record.metrics)
@@ -112,6 +118,15 @@ class _Execution:
         return folders
 
 
+def _what_to_lower(stage: PlannedStage) -> str:
+    """The settings of a stage that bound its memory, with their values.  Example: "lower tokens_per_batch (2048) ..." """
+    settings: Any = stage.spec.settings()
+    found = [f"{key} ({settings[key]})" for key in ("tokens_per_batch",) if key in settings]
+    found += [f"engine.rows ({rows})" for rows in [(settings.get("engine") or {}).get("rows")] if rows is not None]
+    smaller = "start from a smaller model; what is finished is kept"
+    return f"lower {' or '.join(found)}, train adapters (tune), or {smaller}" if found else smaller
+
+
 def _record(stage: PlannedStage) -> StageRecord:
     inputs = {ref: resolved.digest for ref, resolved in stage.inputs.items()}
     return StageRecord(stage.name, stage.spec.kind, stage.fingerprint, "running", inputs, stage.spec.settings(), time.time())
@@ -124,8 +139,8 @@ def _manifest(plan: Plan, sets: Sequence[str]) -> dict[str, Any]:
     return {
         "recipe": read.recipe.name,
         "seed": read.recipe.seed,
-        "command": command(),
-        "set": list(sets),
+        "command": hidden(command()),
+        "set": [hidden(text) for text in sets],
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
         "hardware": hardware(),

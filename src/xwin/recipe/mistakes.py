@@ -106,7 +106,7 @@ def _missing(schema: type[Spec], source: Source, place: Place, detail: ErrorDeta
     return "is missing", f"add `{place[-1]}:` ({plain(field_type(field))})" + (f": {meaning}" if meaning else "")
 
 
-def _kind_unknown(schema: type[Spec], source: Source, place: Place, detail: ErrorDetails) -> tuple[str, str]:
+def _with_fix(schema: type[Spec], source: Source, place: Place, detail: ErrorDetails) -> tuple[str, str]:
     return detail["msg"], str(detail.get("ctx", {}).get("near", ""))
 
 
@@ -120,7 +120,8 @@ def _tag_unknown(schema: type[Spec], source: Source, place: Place, detail: Error
 SPECIAL: Mapping[str, Callable[[type[Spec], Source, Place, ErrorDetails], tuple[str, str]]] = {
     "extra_forbidden": _extra,
     "missing": _missing,
-    "kind_unknown": _kind_unknown,
+    "kind_unknown": _with_fix,
+    "missing_extra": _with_fix,
     "union_tag_invalid": _tag_unknown,
     "union_tag_not_found": _tag_unknown,
 }

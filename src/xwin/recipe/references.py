@@ -172,6 +172,9 @@ class _Checker:
 
     def _check_file(self, reference: Reference) -> None:
         path = self.source.folder / reference.text
+        if _wanders(reference.text):
+            self._report(reference.place, *_WANDERS)
+            return
         network = issubclass(reference.wants.artifact, Network)
         if not network and reference.text.startswith(HUB):
             what, fix = unpinned(reference.text)
@@ -193,8 +196,21 @@ class _Checker:
             require_pinned(model)
         except ModelError as error:
             self._report(place, error.what, error.fix)
-        if model.path.startswith((".", "/")) and not (self.source.folder / model.path).is_dir():
+        if model.path.startswith((".", "/")) and _wanders(model.path):
+            self._report(place, *_WANDERS)
+        elif model.path.startswith((".", "/")) and not (self.source.folder / model.path).is_dir():
             self._report(place, f"no such folder: {model.path}", f"paths are relative to {self.source.folder or '.'}/")
+
+
+_WANDERS = ("a path must not go back (..) after it went into a folder", "write where it leads: ./x below the recipe, ../x above it, or /x")
+
+
+def _wanders(path: str) -> bool:
+    """Whether a path hides where it leads.  Example: "./data/../../x"; "../x" does not hide it."""
+    inside = [part for part in path.split("/") if part not in {"", "."}]
+    while inside and inside[0] == "..":
+        inside.pop(0)
+    return ".." in inside
 
 
 def _models(raw: Any) -> Iterator[tuple[str, ModelSource]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, field_validator
 from pydantic_core import PydanticCustomError
 
 from xwin.errors import RecipeError
@@ -18,6 +18,7 @@ from xwin.recipe.mistakes import mistakes
 from xwin.recipe.overrides import overridden
 from xwin.recipe.references import reference_mistakes
 from xwin.recipe.source import Source, read_source
+from xwin.run.trackers import Tracker
 from xwin.spec import Spec
 from xwin.stages.base import Stage
 
@@ -45,6 +46,18 @@ class Recipe(Spec):
 
     stages: Annotated[dict[Name, Stage], MinLen(1)]
     """Stages by name. Their order is for people; what needs what decides."""
+
+    trackers: tuple[Tracker, ...] = ()
+    """Where else the numbers of every step go. One that fails is dropped; none of them changes a result."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        kinds = [tracker.kind for tracker in trackers]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice is not None:
+            raise PydanticCustomError("tracker_twice", "the tracker '{kind}' is named twice", {"kind": twice})
+        return trackers
 
 
 @dataclass(frozen=True)

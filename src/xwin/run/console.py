@@ -18,6 +18,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from xwin.run.secrets import hidden
+
 LINES = 50
 """About how many lines a stage may print where there is no terminal."""
 
@@ -54,8 +56,8 @@ class Console:
         self._line(Text.assemble((name, "bold green"), f"  done in {clock(seconds)}", (said, "dim")))
 
     def message(self, text: str) -> None:
-        """Any other text, as it is."""
-        self._line(Text(text))
+        """Any other text, as it is but for secrets."""
+        self._line(Text(hidden(text)))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; columns of numbers stand on the right.

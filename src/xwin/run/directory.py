@@ -23,6 +23,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from xwin.errors import CheckpointError, Failure, RunBusy, UserError
+from xwin.run.secrets import hidden
 from xwin.run.storage import Seal, check_seal, files_of, seal, storage_errors, sync, write_atomic
 
 
@@ -50,8 +51,8 @@ class StageRecord:
     """Path in the stage's folder -> what the file was when it was published."""
 
     def to_json(self) -> str:
-        """Indented, keys in the order of the fields."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """Indented, keys in the order of the fields; without secrets."""
+        return hidden(json.dumps(asdict(self), indent=2, ensure_ascii=False)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -215,39 +216,43 @@ class RunDirectory:
         return StageDirectory(self.path / "stages" / name, name, files)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[str]:
         """Makes the directory and holds its lock. The lock of a process that died is free by itself.
+
+        Gives who held it before and left without a word, killed or cut off: "process 4711 on host x"; empty when nobody did.
 
         Raises:
             RunBusy: another process works here; names its pid and host.
             UserError: the path is something else than a run.
             StorageError: read-only, full, or permission is missing.
         """
-        self._require_run()
         owner = self.path / ".lock.json"
         with storage_errors(self.path):
+            self._require_run()
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise RunBusy(f"is in use{_owner(owner)}", str(self.path), "wait for that process or stop it, or choose another --dir") from None
+                who = f" by {_owner(owner)}" if _owner(owner) else ""
+                raise RunBusy(f"is in use{who}", str(self.path), "wait for that process or stop it, or choose another --dir") from None
         try:
+            before = _owner(owner)
             write_atomic(owner, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": round(time.time())}) + "\n")
-            yield
+            yield before
         finally:
             owner.unlink(missing_ok=True)
             lock.release()
 
     def describe(self, recipe: str, resolved: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Writes recipe.yaml (as given), recipe.resolved.json and manifest.json.
+        """Writes recipe.yaml (as given but for secrets), recipe.resolved.json and manifest.json.
 
         Raises:
             StorageError: the disk is full, read-only, or permission is missing.
         """
-        write_atomic(self.path / "recipe.yaml", recipe)
-        write_atomic(self.path / "recipe.resolved.json", json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
-        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(self.path / "recipe.yaml", hidden(recipe))
+        for name, values in (("recipe.resolved.json", resolved), ("manifest.json", manifest)):
+            write_atomic(self.path / name, hidden(json.dumps(values, indent=2, ensure_ascii=False)) + "\n")
 
     def gather_events(self, stages: Sequence[str]) -> None:
         """Rewrites events.jsonl from the published stages, in this order.
@@ -271,9 +276,9 @@ class RunDirectory:
 
 
 def _owner(path: Path) -> str:
-    """ " by process 4711 on host x", or nothing when the owner has not written it yet."""
+    """ "process 4711 on host x", or nothing when there is none, or it has not written it yet."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-        return f" by process {owner['pid']} on {owner['host']}"
+        return f"process {owner['pid']} on {owner['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

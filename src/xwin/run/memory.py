@@ -1,14 +1,48 @@
-"""Memory of this process: the most it has held, and giving back what it no longer uses."""
+"""Memory of this process: the most it has held, giving back what it no longer uses, and what is said when there is none left."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from xwin.errors import OutOfMemory
+
 STATUS = Path("/proc/self/status")
+REFUSALS = re.compile(r"can't allocate memory|cannot allocate memory|unable to allocate|out of memory|bad_alloc", re.IGNORECASE)
+"""How libraries say that an allocation failed: torch on a CPU and on a GPU, the operating system, numpy, C++."""
+
+
+@contextmanager
+def allocation_errors(where: str, fix: str) -> Iterator[None]:
+    """Turns a failed allocation, whoever reports it, into an error that says what to lower. Other errors pass.
+
+    Args:
+        where: what was at work.
+        fix: which settings bound its memory.
+
+    Raises:
+        OutOfMemory: an allocation failed; says how much was asked for, when the library does, and the most that was held.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or REFUSALS.search(str(error))):
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+ ?\w*)", str(error), re.IGNORECASE)
+        more = f"{_amount(asked[1])} more could not be had" if asked else "an allocation failed"
+        raise OutOfMemory(f"there is not enough memory: {more}, {peak():.1f} GiB were held", where, fix) from error
+
+
+def _amount(text: str) -> str:
+    """Example: "3221225472 bytes" is "3.0 GiB"; "20.00 MiB" stays."""
+    number, _, unit = text.partition(" ")
+    return f"{float(number) / 2**30:.1f} GiB" if unit == "bytes" else text
 
 
 def peak() -> float:

@@ -133,7 +133,19 @@ class Context:
     def loop(self, spec: Training, total: int, learners: Mapping[str, Learner], *, state: Mapping[str, Any], patience: int | None = None) -> Loop:
         """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""
         guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
-        return Loop(self.name, total, learners, self.directory, self.console, self.stop, guards, spec.checkpoint_every, dict(state), patience)
+        return Loop(
+            self.name,
+            total,
+            learners,
+            self.directory,
+            self.console,
+            self.stop,
+            guards,
+            spec.checkpoint_every,
+            dict(state),
+            patience,
+            spec.checkpoints_kept,
+        )
 
     def finish(self, learner: Learner, loop: Loop, output: str, template: str) -> None:
         """Publishes the best of what was trained, with its chat template inside its tokenizer."""

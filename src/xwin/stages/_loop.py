@@ -52,6 +52,7 @@ class Loop:
         directory: where checkpoints and events go.
         state: anything else that must survive a kill, as JSON.
         every: seconds between checkpoints.
+        kept: checkpoints that stay.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Loop:
     every: float
     state: dict[str, Any]
     patience: int | None = None
+    kept: int = 1
     best: Best = field(default_factory=Best)
     last: dict[str, float] = field(default_factory=dict)
     """Last value of every metric."""
@@ -176,10 +178,10 @@ class Loop:
             "watch": self._watch.to_json(),
             "last": {n: v for n, v in self.last.items() if math.isfinite(v)},
         }
-        checkpoint.save(self.directory.checkpoints, self._step + 1, tensors, state)
-        for path in self.directory.checkpoints.glob("best-*"):
-            if path != self._best_file(self.best.step):
-                path.unlink()
+        checkpoint.save(self.directory.checkpoints, self._step + 1, tensors, state, keep=self.kept)
+        spoken_of = {self._best_file(kept["best"]["step"]) for kept in checkpoint.states(self.directory.checkpoints)}
+        for path in set(self.directory.checkpoints.glob("best-*")) - spoken_of:
+            path.unlink()
         self._saved = time.monotonic()
 
     def restore_best(self) -> None:

@@ -11,6 +11,7 @@ from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Prompt, Rollout, grouped, rollout_from_json, rollout_to_json, scored
 from xwin.data.template import Template
 from xwin.engines.base import Engine, Sampling
+from xwin.errors import CheckpointError
 from xwin.run.storage import storage_errors
 from xwin.scorers._outcome import ScorerError, complete, has_failed
 from xwin.scorers.base import Scorer
@@ -97,10 +98,17 @@ def _finished(path: Path, blocks: Sequence[Sequence[Conversation]], n: int) -> l
             rows = [file.readline() for _ in range(n * len(block))]
             if not all(row.endswith(b"\n") for row in rows):
                 break
-            kept += [rollout_from_json(json.loads(row)) for row in rows]
+            kept += [_rollout(row, path) for row in rows]
             end = file.tell()
         file.truncate(end)
     return kept
+
+
+def _rollout(row: bytes, path: Path) -> Rollout:
+    try:
+        return rollout_from_json(json.loads(row))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"holds a line that is no answer: {row[:60]!r}", str(path), "remove the file: its answers are written again") from error
 
 
 def _append(path: Path, rollouts: Sequence[Rollout]) -> None:

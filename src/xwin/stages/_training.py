@@ -38,6 +38,9 @@ class Training(Stage):
     checkpoint_every: Annotated[float, Ge(0)] = 120.0
     """Seconds between checkpoints; 0 writes one after every step."""
 
+    checkpoints_kept: Annotated[int, Ge(1)] = 1
+    """How many checkpoints stay while a stage runs, the newest one included; a published stage needs none."""
+
     guards: tuple[Guard, ...] = ()
     """What to watch beside what is always watched."""
 

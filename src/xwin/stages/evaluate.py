@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, MinLen
+from pydantic import Field
 
 from xwin.credit.base import to_sample
 from xwin.data.batch import pack, unpack
@@ -41,8 +42,8 @@ TOKENS = 4096
 class Contender(Spec):
     """A model in the table."""
 
-    name: str
-    """Its row."""
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]{1,100}$")]
+    """Its row. No slashes: files are named after it."""
 
     model: ModelRef
     """Who answers."""
