@@ -23,8 +23,8 @@ SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 
 def xwin(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from xwin.cli.main import main; main()", "plan", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    command = [sys.executable, "-c", "from xwin.cli.main import main; main()", "plan", *arguments, "--dir", str(folder / "run")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
 
 
 def test_plan_prints_what_is_needed_below_what_is_done(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import MakeLearner
 from xwin.data.batch import Batch, Sample, pack
+from xwin.data.conversation import Message
 from xwin.data.rollout import Prompt
+from xwin.data.template import load_template
 from xwin.engines._cache import Cache
 from xwin.engines.base import Sampling
 from xwin.engines.local import Local, LocalEngine
@@ -27,9 +29,11 @@ from xwin.models.tuning import Full, LastLayers, LoRA
 from xwin.objectives.bradley_terry import BradleyTerry
 from xwin.objectives.sft import Sft
 from xwin.recipe import estimate as e
+from xwin.recipe._amounts import Amounts
 from xwin.recipe._machines import GIB, GPUS, Machine, chosen, named, this_machine
 from xwin.recipe._needs import duration, needs, needs_table, short
 from xwin.recipe._networks import NetworkShape, UnknownShape, read_shape
+from xwin.recipe._planned import Estimate, amounts_of
 from xwin.recipe.estimate import Held, Load, Memory
 from xwin.recipe.plan import Plan, make_plan
 from xwin.recipe.schema import read_recipe
@@ -131,11 +135,33 @@ def test_the_cache_is_what_the_engine_allocates(make_learner: MakeLearner, shape
     prompts = [Prompt(str(i), tuple(range(3, 3 + length))) for i, length in enumerate((9, 30, 17))]
     writing = engine.generate(prompts, Sampling(max_tokens=11), seed=0, n=3)
     next(writing)
-    (found,) = [x for x in gc.get_objects() if type(x) is Cache and x.keys]
-    there = sum(t.nbytes for store in (found.keys, found.values) for t in store.values())
+    there = cache_bytes()
     writing.close()
     asked = Load(Amount(3, 20, 33, 3, longest=30), 3, 64, 1, 0, Answers("", 3, 11, 6, 3))
     assert e.cache(shape, asked, "bfloat16") == there
+
+
+def test_the_cache_of_a_plan_is_within_a_tenth_of_what_the_engine_allocates_for_its_prompts(tmp_path: Path) -> None:
+    fetch(ModelSource(path="random:2x64"), tmp_path, tmp_path / "cache").rename(tmp_path / "model")
+    rows = [{"messages": [{"role": "user", "content": "count to " + "ten " * i}]} for i in (2, 31, 9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best = "{kind: best_of_n, policy: base, prompts: ./rows.jsonl, scorer: answer, n: 3, sampling: {max_tokens: 20}, engine: {kind: local, rows: 6}}"
+    (tmp_path / "r.yaml").write_text(f"name: r\nmodels: {{base: {{path: ./model, template: own}}}}\nstages:\n  best: {best}\n")
+    said = needs(planned(tmp_path / "r.yaml"), this_machine()).stages["best"]
+    template = load_template(tmp_path / "model", "own")
+    engine = Local(rows=6).build(tmp_path / "model", template.stop, "float32")
+    asked = [Prompt(str(i), template.prompt((Message("user", row["messages"][0]["content"]),))) for i, row in enumerate(rows)]
+    writing = engine.generate(asked, Sampling(max_tokens=20), seed=0, n=3)
+    next(writing)
+    there = cache_bytes()
+    writing.close()
+    assert isinstance(said, Estimate) and said.memory.cache == pytest.approx(there, rel=0.1)
+
+
+def cache_bytes() -> int:
+    """Of the one engine that is writing."""
+    (found,) = [x for x in gc.get_objects() if type(x) is Cache and x.keys]
+    return sum(t.nbytes for store in (found.keys, found.values) for t in store.values())
 
 
 def test_constants_of_other_modules_are_those_that_are_used_here() -> None:
@@ -254,7 +280,7 @@ def test_data_that_exist_are_counted_in_tokens_of_the_model(tmp_path: Path) -> N
     (tmp_path / "r.yaml").write_text(f'name: r\nmodels: {{base: {{path: "./model", template: own}}}}\nstages:\n  sft: {stage}\n')
     fetch(ModelSource(path="random:2x64"), tmp_path, tmp_path / "cache").rename(tmp_path / "model")
     plan = planned(tmp_path / "r.yaml")
-    amount = e.amounts_of(e.Amounts(plan), plan.stages[0], plan.stages[0].spec.work()[0])[0]
+    amount = amounts_of(Amounts(plan), plan.stages[0], plan.stages[0].spec.work()[0])[0]
     assert amount is not None and amount.rows == 3
     assert amount.answer == 20 + 1  # and the end of the turn
     markup = len("<|im_start|>user\n") - len("<|im_start|>") + 1 + 1 + 1 + len("assistant\n") + 1
@@ -280,7 +306,7 @@ def test_the_speed_of_an_earlier_run_is_taken_for_this_machine(tmp_path: Path) -
         ((), "h100", 64, "tokens_per_batch: 512"),
         ((), "h100", 8, "tune: {kind: lora} and tokens_per_batch: 256"),
         (("sft.tune.kind=lora",), "h100", 1, "--count 8 and tokens_per_batch: 256"),
-        ((), "a100-40gb", 1, "--count 64 and tokens_per_batch: 256"),
+        ((), "a100-40gb", 1, "--count 128 and tokens_per_batch: 256"),
     ],
 )
 def test_a_stage_that_does_not_fit_says_what_to_lower(tmp_path: Path, sets: tuple[str, ...], gpu: str, count: int, fix: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from xwin.errors import ModelError
 from xwin.recipe._amounts import Amounts
 from xwin.recipe._machines import GIB, Machine
-from xwin.recipe.estimate import Estimate, Memory, estimate, tokens_a_second
+from xwin.recipe._planned import Estimate, estimate, tokens_a_second
+from xwin.recipe.estimate import Memory
 from xwin.recipe.plan import Plan, PlannedStage
 from xwin.run.console import clock
 from xwin.stages._work import Rows
@@ -82,7 +83,7 @@ def needs(plan: Plan, machine: Machine) -> Needs:
 
 def needs_table(needed: Needs) -> tuple[str, list[str], list[list[str]]]:
     """Title, header and rows, as Console.table takes them."""
-    header = ["stage", "parameters", "trained", "GiB", "time", "of which, GiB"]
+    header = ["stage", "parameters", "trained", "GiB", "time", "most of it"]
     rows = [_row(name, found, needed.took.get(name)) for name, found in needed.stages.items()]
     each = " each" if needed.machine.count > 1 else ""
     return f"Estimate for {needed.machine.name}, {needed.machine.memory / GIB:.1f} GiB{each}", header, rows
@@ -97,10 +98,14 @@ def _row(name: str, found: Estimate | ModelError, took: float | None) -> list[st
     return [name, short(found.parameters), short(found.trained) if found.trained else "-", gib, done or time, _parts(found.memory)]
 
 
+SMALL = 0.05
+"""Parts of less than this share of the peak are left to --json."""
+
+
 def _parts(memory: Memory) -> str:
-    """The parts that are seen at one decimal, the largest first."""
-    parts = sorted(((getattr(memory, part) / GIB, part) for part in PARTS), reverse=True)
-    return ", ".join(f"{part} {size:.1f}" for size, part in parts if size >= 0.05)  # noqa: PLR2004 - rounds to 0.1
+    """The parts that matter, the largest first."""
+    parts = sorted(((getattr(memory, part), part) for part in PARTS), reverse=True)
+    return ", ".join(f"{part} {size / GIB:.1f}" for size, part in parts if size >= SMALL * memory.peak)
 
 
 def short(count: float) -> str:

@@ -23,19 +23,13 @@ attention to s tokens with heads q wide, all in the compute type; 2 V d for each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 
-from xwin.errors import ModelError
-from xwin.models.hub import config_of
-from xwin.recipe._amounts import Amounts
 from xwin.recipe._machines import Machine
-from xwin.recipe._networks import NetworkShape, UnknownShape, read_shape
-from xwin.recipe.fields import references
-from xwin.recipe.plan import Plan, PlannedStage, root_of
-from xwin.run.artifacts import RewardModel
-from xwin.stages._work import Amount, Answers, Phase, Rows, Use
+from xwin.recipe._networks import NetworkShape
+from xwin.stages._work import Amount, Answers, Use
 
 CHUNK = 512
 """Rows of logits at a time: models.causal.CHUNK, which would bring torch here; a test compares them."""
@@ -152,103 +146,9 @@ class Memory:
         return self.weights + self.optimizer + moving + self.cache + self.process
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a stage needs."""
-
-    parameters: int
-    """Of the network that is trained or writes."""
-    trained: int
-    """Of all networks of the stage."""
-    memory: Memory
-    """Of the phase that needs most."""
-    seconds: float | None
-    """None when the amount of data is not known."""
-    bound: bool
-    """Whether data are not made yet, so that time is an upper bound."""
-    advice: str
-    """What to lower when it does not fit; empty when it does."""
-
-
-def estimate(plan: Plan, stage: PlannedStage, machine: Machine, amounts: Amounts) -> Estimate | None:
-    """What a stage needs on a machine; None when it holds no network.
-
-    Raises:
-        ModelError: the shape of a model is not known.
-    """
-    phases = stage.spec.work()
-    if not phases:
-        return None
-    held = [tuple(_held(plan, stage, phase)) for phase in phases]
-    loads = [load(phase, amounts_of(amounts, stage, phase), machine.count) for phase in phases]
-    memories = [memory(h, each, machine) for h, each in zip(held, loads, strict=True)]
-    most = max(range(len(phases)), key=lambda i: memories[i].peak)
-    main = held[-1][0]
-    advice = "" if fits(memories[most], machine) else lower(held[most], loads[most], machine)
-    times = [time(h, each, machine) for h, each in zip(held, loads, strict=True)]
-    known = all(each.amount.rows for each in loads)
-    trained = max(sum(network.trained for network in group) for group in held)
-    bound = not all(each.amount.known for each in loads) or any(each.answers for each in loads)
-    return Estimate(main.shape.parameters, trained, memories[most], sum(times) if known else None, bound, advice)
-
-
-def tokens_a_second(plan: Plan, stage: PlannedStage, machine: Machine, amounts: Amounts) -> float | None:
-    """The speed that is expected of the last phase of a stage; None when its data or its model are not known."""
-    phase = stage.spec.work()[-1]
-    try:
-        held = tuple(_held(plan, stage, phase))
-    except ModelError:
-        return None
-    each = load(phase, amounts_of(amounts, stage, phase), machine.count)
-    return each.tokens / time(held, each, machine) if each.tokens else None
-
-
 def fits(needed: Memory, machine: Machine) -> bool:
     """Whether the machine has enough memory, and a little to spare."""
     return needed.peak <= FREE * machine.memory
-
-
-def amounts_of(amounts: Amounts, stage: PlannedStage, phase: Phase) -> Sequence[Amount | None]:
-    """How much each source of a phase holds."""
-    refs = phase.data.refs if isinstance(phase.data, Rows) else (phase.data.prompts,)
-    longest = phase.batch if isinstance(phase.data, Rows) else inf
-    return [amounts.of(stage, ref, phase.uses[0].ref, longest) for ref in refs]
-
-
-def load(phase: Phase, found: Sequence[Amount | None], gpus: int = 1) -> Load:
-    """What goes through a phase.
-
-    Args:
-        phase: of a stage.
-        found: how much each of its sources holds; None where that is not known. A batch is then taken to be full.
-        gpus: that share a step.
-    """
-    if isinstance(phase.data, Rows):
-        return _rows_load(phase, phase.data, found, gpus)
-    return _answers_load(phase, phase.data, found[0], gpus)
-
-
-def _rows_load(phase: Phase, data: Rows, found: Sequence[Amount | None], gpus: int) -> Load:
-    if any(each is None for each in found):
-        step = data.step or phase.batch
-        return Load(Amount(0, 0, min(phase.batch, step)), 0, min(phase.batch, step), ceil(step / phase.batch / gpus), 0)
-    weights = data.weights or (1.0,) * len(found)
-    whole = sum((replace(a, rows=a.rows * w) for a, w in zip(found, weights, strict=True) if a), Amount(0, 0))
-    whole = replace(whole, sides=max(a.sides for a in found if a))
-    counted = whole.sides * whole.prompt + whole.answer  # a step counts prompts with each answer, a batch computes them once
-    per_step = (data.step or phase.batch) * (whole.prompt + whole.answer) / max(counted, 1)
-    rows = whole.rows * data.epochs
-    steps = ceil(rows * counted / data.step) if data.step else 0
-    return Load(whole, rows, min(phase.batch, per_step), max(1, ceil(per_step / phase.batch / gpus)), steps)
-
-
-def _answers_load(phase: Phase, data: Answers, found: Amount | None, gpus: int) -> Load:
-    prompts = found or Amount(0, 0, longest=0)
-    asked = data.asked if data.asked is not None else min(prompts.rows, data.limit or prompts.rows)
-    amount = Amount(prompts.rows, prompts.prompt, float(data.n * data.longest), data.n, prompts.longest, known=False)
-    tokens = asked * (amount.prompt + amount.answer)
-    per_step = tokens / data.steps if data.steps else float(phase.batch)
-    return Load(amount, asked, min(phase.batch, per_step or phase.batch), max(1, ceil(per_step / phase.batch / gpus)), data.steps, data)
 
 
 def memory(held: Sequence[Held], load: Load, machine: Machine) -> Memory:
@@ -310,7 +210,7 @@ def _activations(network: Held, load: Load) -> float:
 def _logits(network: Held, load: Load) -> float:
     vocab = network.shape.llama.vocab
     if network.use.role == "engine":
-        return 4.0 * _engine_rows(load) * vocab * ALIVE_DRAWN
+        return 4.0 * engine_rows(load) * vocab * ALIVE_DRAWN
     if network.use.head != "language":
         return 0.0
     share = load.amount.answer / max(load.amount.prompt + load.amount.answer, 1)
@@ -323,10 +223,10 @@ def _logits(network: Held, load: Load) -> float:
 def cache(shape: NetworkShape, load: Load, dtype: str) -> float:
     """Keys and values of the engine's cache, bytes: allocated for every row at its longest."""
     longest = load.amount.longest + (load.answers.longest if load.answers else 0)
-    return _engine_rows(load) * longest * shape.llama.layers * 2.0 * shape.key * (4 if dtype == "float32" else 2)
+    return engine_rows(load) * longest * shape.llama.layers * 2.0 * shape.key * (4 if dtype == "float32" else 2)
 
 
-def _engine_rows(load: Load) -> int:
+def engine_rows(load: Load) -> int:
     """Rows that the local engine makes: at least 4, at least those of a prompt, no more than there are answers."""
     data = load.answers
     if data is None or not data.rows:
@@ -363,7 +263,7 @@ def _forward(network: Held, load: Load) -> tuple[float, float]:
 
 def _decoding(network: Held, load: Load, machine: Machine) -> float:
     """Seconds to write the answers: each token of a batch of rows reads all weights once and half of the cache, or waits for its products."""
-    rows, data = _engine_rows(load), load.answers
+    rows, data = engine_rows(load), load.answers
     if data is None or not rows:
         return 0.0
     shape, n = network.shape, machine.count
@@ -373,56 +273,3 @@ def _decoding(network: Held, load: Load, machine: Machine) -> float:
     products = (body + 2.0 * shape.embedding * rows / machine.fp32) / machine.share
     prefill = 2.0 * shape.matrices * load.passes * load.amount.prompt / (machine.bf16 if network.rounds else machine.fp32) / machine.share
     return (steps * max(traffic / machine.bandwidth, products) + prefill) / n
-
-
-def lower(held: Sequence[Held], load: Load, machine: Machine) -> str:
-    """What makes a phase fit: the first that does of smaller batches, adapters, fewer rows of an engine, more GPUs."""
-    for text, networks, changed, bigger in _choices(held, load, machine):
-        if fits(memory(networks, changed, bigger), bigger):
-            return text
-    return "no setting makes it fit: take a smaller model, or name larger machines with --gpu and --count"
-
-
-SHORT = 256
-"""Tokens; shorter batches hold too little to be worth a step."""
-
-MOST_GPUS = 1024
-
-
-def _choices(held: Sequence[Held], load: Load, machine: Machine) -> Iterator[tuple[str, Sequence[Held], Load, Machine]]:
-    from xwin.models.tuning import LoRA  # the stage has brought torch here already
-
-    def batch(size: float) -> Load:
-        return replace(load, batch=size, batches=max(load.batches, 2))
-
-    sizes = [SHORT * 2**i for i in reversed(range(8)) if SHORT * 2**i < load.batch]
-    yield from ((f"tokens_per_batch: {size}", held, batch(size), machine) for size in sizes)
-    if any(network.trains_head for network in held):
-        adapted = [replace(h, use=replace(h.use, tune=LoRA())) if h.use.tune is not None else h for h in held]
-        yield "tune: {kind: lora}", adapted, load, machine
-        yield from ((f"tune: {{kind: lora}} and tokens_per_batch: {size}", adapted, batch(size), machine) for size in sizes)
-    if load.answers is not None and load.answers.rows:
-        rows = max(4, load.answers.n)
-        yield f"engine: {{kind: local, rows: {rows}}}", held, replace(load, answers=replace(load.answers, rows=rows)), machine
-    counts = [machine.count * 2**i for i in range(1, 11) if machine.count * 2**i <= MOST_GPUS and machine.gpu]
-    yield from ((f"--count {n}", held, load, replace(machine, count=n)) for n in counts)
-    yield from ((f"--count {n} and tokens_per_batch: {size}", held, batch(size), replace(machine, count=n)) for n in counts for size in sizes)
-
-
-def _held(plan: Plan, stage: PlannedStage, phase: Phase) -> Iterator[Held]:
-    judges = [r.text for kind in phase.scorers for r in references(type(kind), kind) if issubclass(r.wants.artifact, RewardModel)]
-    for use in (*phase.uses, *(Use("scorer", ref, "score", read=1) for ref in dict.fromkeys(judges))):
-        yield Held(use, _shape(plan, stage, use.ref), stage.inputs[use.ref].dtype)
-
-
-def _shape(plan: Plan, stage: PlannedStage, ref: str) -> NetworkShape:
-    root = root_of(plan, stage, ref)
-    config = config_of(root, plan.read.source.folder) if root else None
-    if root is None or config is None:
-        where = root.path if root else ref
-        raise ModelError("the shape of the model is not known before it is fetched", where, f"`xwin chat {where}` fetches it, and so does `xwin run`")
-    try:
-        shape = read_shape(config)
-    except UnknownShape as error:
-        raise ModelError(f"the shape of the model is not known: {error}", root.path) from error
-    return replace(shape, writes=False) if issubclass(stage.inputs[ref].artifact, RewardModel) else shape
