@@ -143,14 +143,14 @@ def test_the_cache_is_what_the_engine_allocates(make_learner: MakeLearner, shape
 
 def test_the_cache_of_a_plan_is_within_a_tenth_of_what_the_engine_allocates_for_its_prompts(tmp_path: Path) -> None:
     fetch(ModelSource(path="random:2x64"), tmp_path, tmp_path / "cache").rename(tmp_path / "model")
-    rows = [{"messages": [{"role": "user", "content": "count to " + "ten " * i}]} for i in (2, 31, 9)]
+    rows = [{"prompt": "count to" + " ten" * i} for i in (2, 31, 9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     best = "{kind: best_of_n, policy: base, prompts: ./rows.jsonl, scorer: answer, n: 3, sampling: {max_tokens: 20}, engine: {kind: local, rows: 6}}"
     (tmp_path / "r.yaml").write_text(f"name: r\nmodels: {{base: {{path: ./model, template: own}}}}\nstages:\n  best: {best}\n")
     said = needs(planned(tmp_path / "r.yaml"), this_machine()).stages["best"]
     template = load_template(tmp_path / "model", "own")
     engine = Local(rows=6).build(tmp_path / "model", template.stop, "float32")
-    asked = [Prompt(str(i), template.prompt((Message("user", row["messages"][0]["content"]),))) for i, row in enumerate(rows)]
+    asked = [Prompt(str(i), template.prompt((Message("user", row["prompt"]),))) for i, row in enumerate(rows)]
     writing = engine.generate(asked, Sampling(max_tokens=20), seed=0, n=3)
     next(writing)
     there = cache_bytes()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwin.errors import ModelError, XwinError
 from xwin.models.hub import cache_folder, kept
+from xwin.recipe._data_files import HUB
 from xwin.recipe.plan import Plan, PlannedStage, root_of
 from xwin.run.artifacts import Preferences
 from xwin.stages._inputs import Resolved
@@ -72,7 +73,7 @@ class Amounts:
         path = resolved.path
         if maker is not None and maker.status == "skip" and maker.directory.record() is not None:
             path = maker.directory.out(output or next(iter(maker.directory.files)))
-        if path is not None and path.exists():
+        if path is not None and (maker is None or path.exists()):
             return sampled(path, reader, pairs=issubclass(resolved.artifact, Preferences))
         if maker is None:
             return None
@@ -109,6 +110,8 @@ def _some(path: Path) -> tuple[int, list[Any]]:
     from xwin.data.files import named_tables
     from xwin.data.sources import find_format
 
+    if str(path).startswith(HUB):  # a plan fetches nothing
+        return 0, []
     tables = named_tables(str(path), cache=cache_folder() / "data")
     items: list[Any] = []
     for table in tables:
