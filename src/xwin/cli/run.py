@@ -14,6 +14,8 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe: --set ppo.objective.clip=0.1 --set seed=3. May be repeated."),
 ]
 Folder = Annotated[Path | None, typer.Option("--dir", metavar="FOLDER", help="The run directory. Default: runs/<name>-s<seed>.")]
+Gpu = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="Estimate for this GPU (h100, a100 ...) instead of this machine.")]
+Count = Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="How many of them. Default: 1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
@@ -44,25 +46,45 @@ def run(recipe: RecipeFile, sets: Sets = None, folder: Folder = None, as_json: A
         print(json.dumps(facts(done.path), ensure_ascii=False, allow_nan=False))
 
 
-def plan(recipe: RecipeFile, sets: Sets = None, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Say what `xwin run` would do: stages, what they need, what is done already and why the rest is not. Loads no weights.
+def plan(  # noqa: PLR0913, PLR0917 - the options of a command
+    recipe: RecipeFile,
+    sets: Sets = None,
+    folder: Folder = None,
+    gpu: Gpu = None,
+    count: Count = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `xwin run` would do: stages, what they need, what is done already, memory and time. Loads no weights.
 
-    Every mistake of the recipe is listed, with its line and what to do about it.
+    Every mistake of the recipe is listed, with its line and what to do about it. Memory and time are estimates, for this machine or for GPUs by
+    name; docs/scaling.md says how they are made and how well they agree with what was measured.
 
     Examples:
 
       xwin plan recipes/tiny.yaml
 
       xwin plan recipes/tiny.yaml --set ppo.objective.clip=0.1
+
+      xwin plan recipes/tiny.yaml --gpu h100 --count 8
     """
+    from xwin.recipe._machines import chosen
+    from xwin.recipe._needs import needs, needs_table
     from xwin.recipe.plan import default_directory, make_plan, plan_json, plan_table
     from xwin.recipe.schema import read_recipe
     from xwin.run.console import Console
     from xwin.run.directory import RunDirectory
 
+    machine = chosen(gpu, count)
     read = read_recipe(recipe, sets or [])
     made = make_plan(read, RunDirectory(folder or default_directory(read)))
+    needed = needs(made, machine)
     if as_json:
-        print(plan_json(made))
+        print(plan_json(made, {"machine": needed.machine_json(), "estimates": needed.to_json()}))
         return
-    Console().table(*plan_table(made))
+    console = Console()
+    console.table(*plan_table(made))
+    if needed.stages:
+        console.message("")
+        console.table(*needs_table(needed))
+        for note in needed.notes():
+            console.message(note)

@@ -45,6 +45,11 @@ class Specials:
     add_eos: bool = False
 
 
+KNOWN_SHAPES = {
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": LlamaShape(30, 576, 1536, 9, 3, 64, 49152, 8192, 1e5, 1e-5),
+}
+"""sha256 of a GGUF file -> the shape of its model, embeddings tied: what a plan says of the demo's model before it is fetched."""
+
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -93,7 +98,7 @@ def write_folder(to: Path, shape: LlamaShape, weights: Mapping[str, np.ndarray],
         StorageError: the weights cannot be written, for instance because the disk is full.
     """
     ends = {"bos_token_id": specials.bos, "eos_token_id": specials.eos, "pad_token_id": specials.pad}
-    _write_json(to / "config.json", _config(shape, tied="lm_head.weight" not in weights) | ends)
+    _write_json(to / "config.json", llama_config(shape, tied="lm_head.weight" not in weights) | ends)
     _write_json(to / "generation_config.json", ends)
     _write_json(to / "tokenizer_config.json", _tokenizer_config(tokenizer, specials, shape.context))
     (to / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -105,7 +110,8 @@ def write_folder(to: Path, shape: LlamaShape, weights: Mapping[str, np.ndarray],
     (to / "model.safetensors").chmod(0o644)  # save_file leaves it to the owner alone
 
 
-def _config(shape: LlamaShape, *, tied: bool) -> dict[str, Any]:
+def llama_config(shape: LlamaShape, *, tied: bool) -> dict[str, Any]:
+    """What config.json says of a Llama model of this shape, special tokens left out."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -33,9 +33,16 @@ def write_random(layers: int, hidden: int, to: Path) -> None:
         hidden: width, a multiple of 16; heads are 32 wide where that divides it, else 16.
         to: an existing, empty folder.
     """
+    shape = random_shape(layers, hidden)
+    weights = {name: _weight(name, size) for name, size in weight_shapes(shape, tied=True).items()}
+    write_folder(to, shape, weights, byte_tokenizer(), Specials(bos=1, eos=2, pad=2, unk=0, chat_template=CHAT_TEMPLATE))
+
+
+def random_shape(layers: int, hidden: int) -> LlamaShape:
+    """The shape of the random model of this size."""
     head_dim = 32 if hidden % 32 == 0 else 16
     heads = hidden // head_dim
-    shape = LlamaShape(
+    return LlamaShape(
         layers=layers,
         hidden=hidden,
         intermediate=4 * hidden,
@@ -47,8 +54,6 @@ def write_random(layers: int, hidden: int, to: Path) -> None:
         rope_theta=10000.0,
         norm_eps=1e-5,
     )
-    weights = {name: _weight(name, size) for name, size in weight_shapes(shape, tied=True).items()}
-    write_folder(to, shape, weights, byte_tokenizer(), Specials(bos=1, eos=2, pad=2, unk=0, chat_template=CHAT_TEMPLATE))
 
 
 def _weight(name: str, size: tuple[int, ...]) -> np.ndarray:

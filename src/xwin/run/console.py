@@ -227,9 +227,9 @@ def clock(seconds: float) -> str:
 
 
 def _numeric(cells: Sequence[str]) -> bool:
-    """Whether every cell that says something begins with a number."""
+    """Whether every cell that says something begins with a number and is no sentence."""
     said = [cell.strip() for cell in cells if cell.strip(" -–")]
-    return bool(said) and all(re.match(r"[-+±<>≤≥~.]*\d", cell) for cell in said)
+    return bool(said) and all(re.match(r"[-+±<>≤≥~. ]*\d", cell) and len(re.findall(r"[A-Za-z]{2,}", cell)) <= 1 for cell in said)
 
 
 def _plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:

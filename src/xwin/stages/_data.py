@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from xwin.stages._cleaning import Chosen, Cleaner, Rules, given_texts
 from xwin.stages._data_card import lengths, summed_up
 from xwin.stages._reading import Batch, Budget, Pile, Rejects, native, read
 from xwin.stages._split import SPLITS, Split
+from xwin.stages._work import Amount
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -96,6 +98,14 @@ class Cleaning(Stage):
 
     def summary(self) -> str:
         return f"{len(self.sources)} sources, duplicates: {self.duplicates}" + f", against {', '.join(self.against)}" * bool(self.against)
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
+        found = [amount(source.path) for source in self.sources]
+        if any(each is None for each in found):
+            return None
+        whole = sum((replace(a, rows=a.rows * s.weight) for a, s in zip(found, self.sources, strict=True) if a), Amount(0, 0))
+        share = {"validation": self.validation, "test": self.test}.get(output, 1 - self.validation - self.test)
+        return replace(whole, rows=whole.rows * share, sides=max(a.sides for a in found if a), known=False)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         makes = Makes.PREFERENCES if Preferences in self.makes.values() else Makes.CONVERSATIONS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from xwin.run.artifacts import Artifact
@@ -10,6 +10,7 @@ from xwin.spec import Kind
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
+    from xwin.stages._work import Amount, Phase
 
 
 class Stage(Kind):
@@ -27,6 +28,19 @@ class Stage(Kind):
     def summary(self) -> str:
         """What the stage will do, in a few words, for the plan."""
         return ""
+
+    def work(self) -> Sequence[Phase]:
+        """The networks it holds and what goes through them, part after part, for the estimate in the plan; () = it needs no network."""
+        return ()
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
+        """How much data an output will hold, at most, as far as it can be said before the stage has run.
+
+        Args:
+            output: a name of `makes`.
+            amount: says the same of a reference.
+        """
+        return None
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         """Mistakes that no single field can see: (field, what is wrong, fix) each."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge
@@ -16,7 +17,9 @@ from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, Conversations, ConversationsRef, ModelRef
 from xwin.scorers._outcome import has_failed
 from xwin.scorers.base import ScorerKind
-from xwin.stages._sampling import judged, sample, tell_failures
+from xwin.scorers.reward_model import TOKENS as SCORED
+from xwin.stages._sampling import BLOCK, judged, sample, tell_failures
+from xwin.stages._work import Amount, Answers, Phase, Use
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -60,6 +63,18 @@ class BestOfN(Stage):
 
     def summary(self) -> str:
         return f"{self.n} answers a prompt, at most {self.most} kept"
+
+    def work(self) -> Sequence[Phase]:
+        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit)
+        return (Phase((Use("engine", self.policy),), answers, SCORED, (self.scorer,)),)
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
+        asked = amount(self.prompts)
+        if asked is None:
+            return None
+        rows = min(asked.rows, self.limit or asked.rows) * min(self.most, self.n)
+        return replace(asked, rows=rows, answer=self.sampling.max_tokens, known=False)
 
     def run(self, ctx: Context) -> None:
         template = ctx.template(self.policy, None if self.template == "model" else self.template)

@@ -24,7 +24,8 @@ from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.spec import Spec
-from xwin.stages._sampling import judged, sample
+from xwin.stages._sampling import BLOCK, judged, sample
+from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.base import Stage
 from xwin.suites.accuracy import Accuracy
 from xwin.suites.base import Answer, Evidence, Row, Suite
@@ -89,6 +90,15 @@ class Evaluate(Stage):
 
     def summary(self) -> str:
         return f"{len(self.contenders)} rows, {len(self.suites)} suites"
+
+    def work(self) -> Sequence[Phase]:
+        """One row of the table after the other; a model is compared with the reference when its engine is closed."""
+        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        phases = []
+        for c in self.contenders:
+            answers = Answers(self.prompts, c.n, self.sampling.max_tokens, rows, BLOCK)
+            phases.append(Phase((Use("engine", c.model),), answers, TOKENS, (self.gold, *([c.scorer] if c.scorer else []))))
+        return phases
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         names = [c.name for c in self.contenders]

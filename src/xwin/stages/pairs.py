@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge
@@ -15,8 +16,10 @@ from xwin.errors import DataError
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Preferences
 from xwin.scorers._outcome import has_failed
 from xwin.scorers.base import ScorerKind
+from xwin.scorers.reward_model import TOKENS as SCORED
 from xwin.seeds import permutation
-from xwin.stages._sampling import judged, sample, tell_failures
+from xwin.stages._sampling import BLOCK, judged, sample, tell_failures
+from xwin.stages._work import Amount, Answers, Phase, Use
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -57,6 +60,18 @@ class Pairs(Stage):
 
     def summary(self) -> str:
         return f"{self.n} answers a prompt, at most {self.most} pairs"
+
+    def work(self) -> Sequence[Phase]:
+        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit)
+        return (Phase((Use("engine", self.policy),), answers, SCORED, (self.scorer,)),)
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
+        asked = amount(self.prompts)
+        if asked is None:
+            return None
+        rows = min(asked.rows, self.limit or asked.rows) * min(self.most, self.n // 2)
+        return replace(asked, rows=rows, answer=2 * self.sampling.max_tokens, sides=2, known=False)
 
     def run(self, ctx: Context) -> None:
         template = ctx.template(self.policy)

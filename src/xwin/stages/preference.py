@@ -20,6 +20,7 @@ from xwin.stages._preference import Judged, from_labels, from_preferences, partn
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound, require_start
 from xwin.stages._training import RowTraining, Steps, cut
+from xwin.stages._work import Phase, Rows, Use
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ class Preference(RowTraining):
 
     def summary(self) -> str:
         return f"{self.objective.kind}, {self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
+
+    def work(self) -> Sequence[Phase]:
+        """The reference reads everything before the policy is loaded; a reference point is read once more by both."""
+        refs, again = _listed(self.data) + _listed(self.labelled), int("reference_point" in self.objective.needs)
+        policy = Use("policy", self.init, tune=self.tune, trained=1, read=again)
+        training = Phase((policy,), Rows(refs, self.weights, self.epochs, self.tokens_per_step), self.tokens_per_batch)
+        if "ref_logp" not in self.objective.needs:
+            return (training,)
+        reference = Use("reference", self.reference or self.init, read=1 + again)
+        return (Phase((reference,), Rows(refs), self.tokens_per_batch), training)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         kind, needs = self.objective.kind, self.objective.needs

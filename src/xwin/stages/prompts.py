@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, MinLen
@@ -15,6 +15,7 @@ from xwin.data.conversation import Conversation, conversation_to_json, write_jso
 from xwin.run.artifacts import Artifact, Conversations
 from xwin.stages._families import KNOWN, generate
 from xwin.stages._split import SPLITS, Split
+from xwin.stages._work import Amount
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ NOTES = (
     "no_commas, lower_case and bullets (always three) have no value to hold out: there the topics are.",
     "Answers are judged by the verifier; yes and no are right equally often.",
 )
+
+USUAL, LONG = 64.0, 128.0
+"""Tokens of an average and of the longest generated prompt, about."""
 
 
 class Prompts(Stage):
@@ -50,6 +54,10 @@ class Prompts(Stage):
     """Test prompts, all families together."""
 
     makes: ClassVar[Mapping[str, type[Artifact]]] = dict.fromkeys((*SPLITS, "worked"), Conversations)
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount:
+        rows = {"train": self.train, "validation": self.validation, "test": self.test}.get(output, self.train)
+        return Amount(rows, USUAL, USUAL if output == "worked" else 0.0, longest=LONG, known=False)
 
     @field_validator("families")
     @classmethod

@@ -25,6 +25,7 @@ from xwin.seeds import permutation
 from xwin.stages._samples import Source, both, pooled
 from xwin.stages._start import UNTRAINED_TOLERANCE, require_sound, require_start
 from xwin.stages._training import RowTraining, cut
+from xwin.stages._work import Phase, Rows, Use
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class RewardModel(RowTraining):
 
     def summary(self) -> str:
         return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
+
+    def work(self) -> Sequence[Phase]:
+        refs = (self.data,) if isinstance(self.data, str) else self.data
+        rows = Rows(refs, self.weights, self.epochs, self.tokens_per_step)
+        return (Phase((Use("reward model", self.init, "score", tune=self.tune, trained=1),), rows, self.tokens_per_batch),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         return self.weight_mistakes(1 if isinstance(self.data, str) else len(self.data))

@@ -52,6 +52,7 @@ from xwin.stages._rl import (
 )
 from xwin.stages._sampling import group, judged
 from xwin.stages._training import Training
+from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.sft import due
 
 if TYPE_CHECKING:
@@ -178,6 +179,19 @@ class Rl(Training):
 
     def summary(self) -> str:
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, {self.objective.kind} with {self.credit.kind}"
+
+    def work(self) -> Sequence[Phase]:
+        """Everything is held at once: sampling and learning take turns from round to round."""
+        needs = self._needs()
+        uses = [Use("policy", self.init, tune=self.tune, trained=self.passes, read=int("old_logp" in needs)), Use("engine", self.init)]
+        if self.critic is not None:
+            uses.append(Use("critic", self.critic.init, "value", tune=self.critic.tune, trained=self.passes, read=1))
+        if "ref_logp" in needs:
+            uses.append(Use("reference", self.init, read=1))
+        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps)
+        return (Phase(tuple(uses), answers, self.tokens_per_batch, (self.scorer,)),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         return [*self._credit_mistakes(), *self._objective_mistakes(), *self._kl_mistakes(), *self._sampling_mistakes()]

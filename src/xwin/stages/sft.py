@@ -18,6 +18,7 @@ from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound
 from xwin.stages._training import RowTraining, cut
+from xwin.stages._work import Phase, Rows, Use
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
@@ -57,6 +58,11 @@ class Sft(RowTraining):
 
     def summary(self) -> str:
         return f"{self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
+
+    def work(self) -> Sequence[Phase]:
+        refs = (self.data,) if isinstance(self.data, str) else self.data
+        rows = Rows(refs, self.weights, self.epochs, self.tokens_per_step)
+        return (Phase((Use("policy", self.init, tune=self.tune, trained=1),), rows, self.tokens_per_batch),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         return self.weight_mistakes(1 if isinstance(self.data, str) else len(self.data))
