@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,32 @@ class Context:
         """A scorer."""
         return kind.build(self)
 
-    def loop(self, spec: Training, total: int, learners: Mapping[str, Learner], *, state: Mapping[str, Any], patience: int | None = None) -> Loop:
+    def loop(
+        self,
+        spec: Training,
+        total: int,
+        learners: Mapping[str, Learner],
+        *,
+        state: Mapping[str, Any],
+        patience: int | None = None,
+        rewind: Callable[[int], None] | None = None,
+    ) -> Loop:
         """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""
         guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
-        return Loop(self.name, total, learners, self.directory, self.console, self.stop, guards, spec.checkpoint_every, dict(state), patience)
+        return Loop(
+            self.name,
+            total,
+            learners,
+            self.directory,
+            self.console,
+            self.stop,
+            guards,
+            spec.checkpoint_every,
+            dict(state),
+            patience,
+            max_rollbacks=spec.max_rollbacks,
+            rewind=rewind,
+        )
 
     def finish(self, learner: Learner, loop: Loop, output: str, template: str) -> None:
         """Publishes the best of what was trained, with its chat template inside its tokenizer."""
