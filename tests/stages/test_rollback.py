@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from xwin.learning.optim import Optim
 from xwin.objectives.sft import Sft as CrossEntropy
 from xwin.run.console import Console
 from xwin.run.directory import StageDirectory
+from xwin.run.events import TIMED
 from xwin.run.guards import Guard
 from xwin.run.log import AlarmLog, EventLog
 from xwin.run.signals import StopFlag
@@ -40,16 +42,15 @@ SFT = {
     "patience": None,
     "epochs": 4,
     "max_rollbacks": 4,
-    "optim": {"lr": 5e-3},
+    "optim": {"lr": 1e-2},
+    "objective": {"label_smoothing": 0.1},
     "tokens_per_step": 1024,
     "guards": [SPIKE],
 }
 
 
-def answers(count: int) -> list[str]:
-    """Eight letters each, a or b by chance: what can be learned of them is learned soon, and then the loss stays where it is."""
-    draw = generator(0, "answers")
-    return ["".join("ab"[bit] for bit in draw.integers(0, 2, 8)) for _ in range(count)]
+ANSWER = "yes yes"
+"""Learned soon; with smoothed labels the loss then stays where it is, well above zero, so that two percent of it mean something."""
 
 
 def sft(folder: Path, model: Path, *sets: str, weight: float = 1.0, text: str | None = None) -> Done:
@@ -60,11 +61,11 @@ def sft(folder: Path, model: Path, *sets: str, weight: float = 1.0, text: str | 
 
 
 def _data(folder: Path, weight: float, text: str | None) -> None:
-    rows = chats(answers(ROWS))
+    rows = chats([ANSWER] * ROWS)
     answer = rows[CULPRIT]["messages"][1]
     answer |= {"weight": weight, "content": text or answer["content"]}
     write(folder / "chat.jsonl", rows)
-    write(folder / "held.jsonl", chats(answers(ROWS)[:8]))
+    write(folder / "held.jsonl", chats([ANSWER] * 8))
 
 
 def skipped(done: Done, stage: str = "sft") -> dict[int, list[str]]:
@@ -218,6 +219,92 @@ def test_a_learning_rate_that_explodes_for_three_steps_does_no_harm(explode: Cal
     assert [(e.step, e.samples) for e in events if e.name == "skipped"] == [(step, (f"batch {step}",)) for step in (15, 16, 17)]
     assert [alarm.step for alarm in AlarmLog(folder / "alarms.jsonl").read()] == [16, 17]
     assert learner.steps_done == TOTAL - 3
+
+
+@dataclass
+class Spoiled:
+    """A stage of which steps 4, 5 and 9 give NaN, as one attempt after another would make it."""
+
+    folder: Path
+    make: MakeLearner
+
+    def attempt(self, every: Callable[[int], float], iterations: int = 1000) -> Learner:
+        """Goes on where the last attempt was. `every`: step -> seconds between checkpoints; it is killed after so many iterations."""
+        self.folder.mkdir(exist_ok=True)
+        learner = self.make(CrossEntropy(), optim=Optim(lr=5e-3, schedule="constant", warmup=0), total=12)
+        directory, console = StageDirectory(self.folder, "sft"), Console(stream=io.StringIO())
+        guards = [Guard.model_validate(SPIKE)]
+        loop = Loop("sft", 12, {"policy": learner}, directory, console, StopFlag(), guards, 1e9, {}, max_rollbacks=3)
+        for count, step in enumerate(loop):
+            if count == iterations:
+                break
+            loop.every = every(step)
+            if loop.skips([f"batch {step}"]):
+                continue
+            with loop.trial():
+                loop.done(learner.step(spoiled(step)), score=SCORES[step])
+        else:
+            loop.restore_best()
+        return learner
+
+    def left(self) -> list[tuple[int, str, object]]:
+        """Events and alarms, without what depends on the clock."""
+        events = EventLog(self.folder / "events.jsonl", "sft").read()
+        alarms = AlarmLog(self.folder / "alarms.jsonl").read()
+        return [*((e.step, e.name, (e.value, e.samples)) for e in events if e.name not in TIMED), *((a.step, "alarm", str(a)) for a in alarms)]
+
+
+SCORES = [9.0, 8.0, 7.0, 6.0, 0.0, 0.0, 5.0, 4.0, 4.5, 0.0, 4.4, 4.3]
+"""Of validation: the best step is 7. A step that is passed over must not become the best."""
+
+
+def spoiled(step: int) -> list[Batch]:
+    """Sixteen letters; their weights overflow at three of the steps."""
+    tokens = tuple(100 + int(t) for t in generator(1, step).integers(0, 2, 16))
+    weight = 3e38 if step in {4, 5, 9} else 1.0
+    return pack([Sample(str(step), (1, *tokens), (False, *(True,) * 16), {"weight": (0.0, *(weight,) * 16)})], tokens=128)
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+RHYTHMS: dict[str, Callable[[int], float]] = {
+    "at every step": lambda step: 0,
+    "never": lambda step: 1e9,
+    "now and then": lambda step: 0 if step % 3 == 1 else 1e9,
+}
+
+
+def test_the_result_does_not_depend_on_when_checkpoints_were_written(tmp_path: Path, make_learner: MakeLearner) -> None:
+    """All three are bit for bit the run that knew from the start what to leave out."""
+    found = {}
+    for name, every in RHYTHMS.items():
+        stage = Spoiled(tmp_path / name, make_learner)
+        found[name] = (weights(stage.attempt(every)), stage.left())
+    first, left = found["never"]
+    assert all(equal(first, others) and left == events for others, events in found.values())
+    plain = make_learner(CrossEntropy(), optim=Optim(lr=5e-3, schedule="constant", warmup=0), total=12)
+    for step in (0, 1, 2, 3, 6, 7):
+        plain.step(spoiled(step))
+    assert equal(weights(plain), first)
+    assert [step for step, name, _ in left if name == "alarm"] == [4, 5, 9]
+
+
+@pytest.mark.parametrize("rhythm", ["at every step", "now and then"])
+def test_a_run_that_rolled_back_and_was_killed_ends_as_one_that_was_not(rhythm: str, tmp_path: Path, make_learner: MakeLearner) -> None:
+    whole = Spoiled(tmp_path / "whole", make_learner)
+    expected = weights(whole.attempt(RHYTHMS[rhythm]))
+    for iterations in range(1, 21, 3):
+        stage = Spoiled(tmp_path / f"{iterations}", make_learner)
+        stage.attempt(RHYTHMS[rhythm], iterations)
+        stage.attempt(RHYTHMS[rhythm], iterations=2)
+        assert equal(weights(stage.attempt(RHYTHMS[rhythm])), expected), iterations
+        assert stage.left() == whole.left(), iterations
 
 
 def test_a_margin_that_is_not_a_number_is_passed_over_by_a_reward_model(tmp_path: Path, tiny_folder: Path) -> None:

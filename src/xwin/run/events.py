@@ -107,6 +107,7 @@ CATALOGUE: Mapping[str, Unit] = {
     "validation_score_margin": Unit("reward", "held-out score of chosen minus score of rejected"),
     "validation_reward": Unit("reward", "mean score of answers to validation prompts"),
     "validation_length": Unit("tokens", "mean length of those answers"),
+    "validation_failed": Unit("answers", "those of them that could not be scored"),
     "score_margin": Unit("reward", "score of chosen minus score of rejected"),
     "chosen_logp": Unit("nats", "log-prob of the chosen answers, summed over their tokens"),
     "rejected_logp": Unit("nats", "log-prob of the rejected answers, summed over their tokens"),

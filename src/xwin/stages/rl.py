@@ -340,10 +340,11 @@ class Rl(Training):
         values = [r.score.value for r in rollouts if r.score and not has_failed(r.score)]
         if not values:
             raise ScorerError("no answer to a validation prompt could be scored", f"{ctx.name}.scorer", "mend the scorer")
-        if len(values) < len(rollouts):
-            ctx.metrics["validation_failed"] = float(len(rollouts) - len(values))
-            ctx.console.message(f"{ctx.name}: {len(rollouts) - len(values)} of {len(rollouts)} validation answers could not be scored")
-        return {"validation_reward": sum(values) / len(values), "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
+        failed = len(rollouts) - len(values)
+        if failed:
+            ctx.console.message(f"{ctx.name}: {failed} of {len(rollouts)} validation answers could not be scored")
+        found = {"validation_reward": sum(values) / len(values), "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
+        return found | ({"validation_failed": float(failed)} if failed else {})
 
 
 @dataclass(frozen=True)
