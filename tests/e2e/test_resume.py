@@ -94,33 +94,33 @@ def after_rollback(stage: str) -> Moment:
 
 MOMENTS = (
     at_step("sft", int(DRAW.integers(2, 6))),
-    in_checkpoint("taste", 0),
-    in_generation("pairs", 256, 384),
-    in_publication("sft2"),
-    Moment("between best and sft2", lambda look: look.status("best") == "published" and look.step("sft2") < 0),
-    between_rollout_and_update("ppo", int(DRAW.integers(2, 4))),
-    after_rollback("spoiled"),
-)
-"""Those of the quick suite: one of each sort."""
-
-MORE = (
     in_checkpoint("sft", int(DRAW.integers(7, 10))),
     in_publication("sft"),
+    in_checkpoint("taste", 0),
     at_step("taste", 1),
     in_publication("taste"),
     Moment("pairs before its first answers", lambda look: look.status("pairs") == "running" and not look.lines("pairs")),
+    in_generation("pairs", 256, 384),
     in_checkpoint("dpo", 0),
     at_step("dpo", int(DRAW.integers(1, 4))),
     in_publication("dpo"),
     in_checkpoint("rm", 0),
+    Moment("between best and sft2", lambda look: look.status("best") == "published" and look.step("sft2") < 0),
+    in_publication("sft2"),
     between_rollout_and_update("ppo", 0),
+    between_rollout_and_update("ppo", int(DRAW.integers(2, 4))),
     in_checkpoint("ppo", 3),
     in_publication("ppo"),
-    in_checkpoint("spoiled", int(DRAW.integers(1, 6))),
+    in_checkpoint("spoiled", 1),
+    after_rollback("spoiled"),
     after_rollback("wild"),
     in_publication("wild"),
     Moment("report half-way", lambda look: bool(look.lines("report", "rollouts-sft.jsonl")) and look.status("report") == "running"),
 )
+"""In order of the stages, as a run comes by them."""
+
+QUICK = ("sft after", "taste while a checkpoint", "pairs with", "between best and sft2", "sft2 while", "ppo between", "spoiled after a rollback")
+"""How the names of those begin that are in the quick suite: one of each sort."""
 
 PLACES = {
     "stages/sft/checkpoints": 60,
@@ -148,8 +148,6 @@ PLACES = {
 }
 """Where the operations on files lie that a crash comes before -> the latest that is drawn. The names that begin so belong to it."""
 
-PASSED_OVER = {"spoiled": [], "wild": []}
-
 
 def killed(forks: Forks, recipe: Path, run: Path, moments: Sequence[Moment]) -> list[str]:
     """Runs the recipe to its end with a kill at each moment; the names of those that were hit.
@@ -172,9 +170,10 @@ def killed(forks: Forks, recipe: Path, run: Path, moments: Sequence[Moment]) -> 
 
 
 def test_kills_at_chosen_moments_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
-    hit = killed(forks, recipe, recipe.parent / "killed", MOMENTS)
+    moments = [moment for moment in MOMENTS if moment.name.startswith(QUICK)]
+    hit = killed(forks, recipe, recipe.parent / "killed", moments)
     assert difference(content(reference), content(recipe.parent / "killed")) == []
-    assert len(hit) >= 6, f"the kills came too late for {[m.name for m in MOMENTS if m.name not in hit]}"
+    assert len(hit) >= 6, f"the kills came too late for {[m.name for m in moments if m.name not in hit]}"
 
 
 @pytest.mark.slow
@@ -187,11 +186,9 @@ def test_two_undisturbed_runs_are_equal_to_the_last_byte(forks: Forks, recipe: P
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kills_at_more_moments_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
-    """In order of the stages, as a run comes by them."""
-    moments = sorted((*MOMENTS, *MORE), key=lambda moment: STAGES.index(next(name for name in moment.name.split() if name in STAGES)))
-    hit = killed(forks, recipe, recipe.parent / "killed more", moments)
+    hit = killed(forks, recipe, recipe.parent / "killed more", MOMENTS)
     assert difference(content(reference), content(recipe.parent / "killed more")) == []
-    assert len(hit) >= 20, f"the kills came too late for {[m.name for m in moments if m.name not in hit]}"
+    assert len(hit) >= 20, f"the kills came too late for {[m.name for m in MOMENTS if m.name not in hit]}"
 
 
 @pytest.mark.slow
@@ -225,8 +222,9 @@ def test_crashes_between_any_two_file_operations_change_nothing(forks: Forks, re
 
 
 def changed(contents: dict[str, object], names: Sequence[str]) -> dict[str, object]:
-    """Without manifests of these stages: their settings are not the same."""
-    return {name: value for name, value in contents.items() if name not in {f"{stage}/manifest.json" for stage in names}}
+    """Without manifests and last checkpoints of these stages: their settings are not the same, and so they save at other steps."""
+    left_out = {f"{stage}/manifest.json" for stage in names} | {f"last checkpoint of {stage}" for stage in names}
+    return {name: value for name, value in contents.items() if name not in left_out}
 
 
 def test_a_polite_stop_writes_a_checkpoint_and_changes_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
@@ -268,7 +266,10 @@ def test_the_reference_has_what_is_compared(reference: Path, stage: str) -> None
         assert {"parameters", "exp_avg", "exp_avg_sq"} <= {part for line in state.splitlines()[1:] for part in line.split()[1].split("/")}
     if stage in {"spoiled", "wild"}:
         assert {name for _, _, name, _ in found[f"{stage}/events.jsonl"]} > {"skipped", "rollbacks", "loss"}
-        assert [samples for _, _, name, samples in found[f"{stage}/events.jsonl"] if name == "skipped"] == PASSED_OVER[stage]
+        passed = [samples for _, _, name, samples in found[f"{stage}/events.jsonl"] if name == "skipped"]
+        assert [any(name.startswith("s7") or name.endswith("@3") for name in samples) for samples in passed] == [True] * {"spoiled": 2, "wild": 1}[
+            stage
+        ]
     if stage == "ppo":
         assert len(found["ppo/rollouts.jsonl"]) == 64
         assert {name for _, _, name, _ in found["ppo/events.jsonl"]} > {"reward", "kl", "kl_coef", "engine_gap", "critic/loss"}

@@ -3,8 +3,10 @@
 import json
 import math
 import pickle
+from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from xwin.errors import TrainingStopped
@@ -263,3 +265,11 @@ def test_an_alarm_is_written_as_json_and_comes_back() -> None:
     for alarm in (Alarm(3, "loss", math.inf, -math.inf, "rollback", 2, "so"), Alarm(12, "kl", 31.25, 25.0, "stop")):
         assert alarm_from_json(json.dumps(alarm.to_json(), allow_nan=False)) == alarm
     assert alarm_from_json({"step": 3, "metric": "kl", "value": 2.0, "threshold": 1.0, "action": "warn"}) == Alarm(3, "kl", 2.0, 1.0, "warn")
+
+
+def test_the_guards_of_the_documentation_are_guards() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "resume.md").read_text(encoding="utf-8")
+    stages = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    guards = [Guard.model_validate(fields) for stage in stages.values() for fields in stage["guards"]]
+    assert {guard.do for guard in guards} == {"warn", "stop", "rollback"}
+    assert len(Watch(guards).feed(0, {"kl": 1.0, "entropy": 1.0})) == 0

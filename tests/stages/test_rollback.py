@@ -281,7 +281,10 @@ RHYTHMS: dict[str, Callable[[int], float]] = {
 
 
 def test_the_result_does_not_depend_on_when_checkpoints_were_written(tmp_path: Path, make_learner: MakeLearner) -> None:
-    """All three are bit for bit the run that knew from the start what to leave out."""
+    """All three are bit for bit the run that knew from the start what to leave out.
+
+    That is step 4, then, because step 5 was not better, both and the step before them; and step 9.
+    """
     found = {}
     for name, every in RHYTHMS.items():
         stage = Spoiled(tmp_path / name, make_learner)
@@ -289,10 +292,11 @@ def test_the_result_does_not_depend_on_when_checkpoints_were_written(tmp_path: P
     first, left = found["never"]
     assert all(equal(first, others) and left == events for others, events in found.values())
     plain = make_learner(CrossEntropy(), optim=Optim(lr=5e-3, schedule="constant", warmup=0), total=12)
-    for step in (0, 1, 2, 3, 6, 7):
+    for step in (0, 1, 2, 6, 7):
         plain.step(spoiled(step))
     assert equal(weights(plain), first)
     assert [step for step, name, _ in left if name == "alarm"] == [4, 5, 9]
+    assert [step for step, name, _ in left if name == "skipped"] == [3, 4, 5, 9]
 
 
 @pytest.mark.parametrize("rhythm", ["at every step", "now and then"])
@@ -311,8 +315,9 @@ def test_a_margin_that_is_not_a_number_is_passed_over_by_a_reward_model(tmp_path
     rows = [row | {"margin": 0.1} for row in pairs("good.", "bad bad.", 24)]
     rows[5]["margin"] = 3e38  # times ten it is infinite in fp32
     write(tmp_path / "pairs.jsonl", rows)
+    never = {**SPIKE, "spike": 1e6}
     rm = {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "epochs": 2, "optim": {"lr": 1e-3}, "tokens_per_step": 1024}
-    done = carry_out(tmp_path, tiny_folder, {"rm": {**rm, "objective": {"margin_scale": 10.0}, "guards": [SPIKE]}})
+    done = carry_out(tmp_path, tiny_folder, {"rm": {**rm, "objective": {"margin_scale": 10.0}, "guards": [never]}})
     passed = skipped(done, "rm")
     assert passed
     assert all("5:q5" in samples for samples in passed.values())
