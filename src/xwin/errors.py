@@ -9,6 +9,7 @@ XwinError
 │   └── RunBusy              another process is working in the same run directory
 ├── Failure                  exit 1: the work itself went wrong
 │   ├── TrainingStopped      a guard stopped the training (non-finite numbers, nothing to train ...)
+│   │   └── StepRefused      a step that would do harm, before the parameters moved
 │   ├── CheckpointError      a checkpoint or artefact is truncated, altered or cannot be read
 │   ├── StorageError         the disk is full, read-only or not permitted
 │   └── OutOfMemory          an allocation failed; names the settings to lower
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 
 class XwinError(Exception):
@@ -105,6 +108,27 @@ class Failure(XwinError):
 
 class TrainingStopped(Failure):
     """A guard stopped the training."""
+
+
+class StepRefused(TrainingStopped):
+    """The learner does not take a step: loss or gradient is not finite, or nothing is trained. The parameters have not moved.
+
+    Args:
+        what: as of XwinError.
+        where: as of XwinError.
+        fix: as of XwinError.
+        metric: what is wrong: loss, grad_norm or tokens.
+        value: of it.
+        samples: whose fault it is, as far as that can be told; else all of the step.
+    """
+
+    def __init__(self, what: str, where: str, fix: str, *, metric: str, value: float, samples: Sequence[str] = ()) -> None:
+        super().__init__(what, where, fix)
+        self.metric, self.value, self.samples = metric, value, tuple(samples)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {"metric": self.metric, "value": self.value, "samples": self.samples}
+        return partial(StepRefused, **fields), (self.what, self.where, self.fix)
 
 
 class CheckpointError(Failure):

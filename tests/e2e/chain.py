@@ -19,6 +19,7 @@ stages:
         tokens_per_step: 2048, checkpoint_every: 0}
   taste: {kind: reward_model, init: base, data: ./pairs.jsonl, epochs: 2, optim: {lr: 1.0e-3}, checkpoint_every: 0}
   pairs: {kind: pairs, policy: sft, prompts: prompts/train, scorer: {kind: reward_model, model: taste}, n: 2, sampling: {max_tokens: 8}}
+  dpo: {kind: preference, init: sft, data: ./pairs.jsonl, epochs: 2, optim: {lr: 1.0e-3}, tokens_per_step: 1024, checkpoint_every: 0}
   rm: {kind: reward_model, init: sft, data: pairs, optim: {lr: 1.0e-3}, tokens_per_step: 4096, checkpoint_every: 0}
   best: {kind: best_of_n, policy: sft, prompts: prompts/train, limit: 24, scorer: {kind: reward_model, model: rm}, n: 3, sampling: {max_tokens: 8}}
   sft2: {kind: sft, init: sft, data: best, epochs: 2, optim: {lr: 1.0e-3}, tune: {kind: lora, rank: 4}, tokens_per_step: 512, checkpoint_every: 0}
@@ -38,6 +39,22 @@ stages:
     n: 3
     sampling: {max_tokens: 8}
     checkpoint_every: 0
+  # One row gives NaN, one answer scores 1e30: these two stages roll back.
+  spoiled: {kind: sft, init: base, data: ./spoiled.jsonl, epochs: 2, optim: {lr: 1.0e-3}, tokens_per_step: 512, checkpoint_every: 0,
+            guards: [{metric: loss, spike: 20, window: 5, do: rollback}]}
+  wild:
+    kind: rl
+    init: sft
+    prompts: prompts/train
+    scorer: {kind: function, function: "scoring:wild"}
+    credit: {kind: group, scale: none}
+    objective: grpo
+    guards: [{metric: loss, spike: 20, window: 5, do: rollback}]
+    steps: 4
+    prompts_per_step: 2
+    n: 2
+    sampling: {max_tokens: 4}
+    checkpoint_every: 0
   report:
     kind: evaluate
     prompts: prompts/test
@@ -51,15 +68,19 @@ stages:
       - {name: ppo, model: ppo, before: best}
 """
 
-STAGES = ("prompts", "sft", "taste", "pairs", "rm", "best", "sft2", "ppo", "report")
+STAGES = ("prompts", "sft", "taste", "pairs", "dpo", "rm", "best", "sft2", "ppo", "spoiled", "wild", "report")
+TRAINED = ("sft", "taste", "dpo", "rm", "sft2", "ppo", "spoiled", "wild")
+"""Those that write checkpoints."""
 
 
 def write_recipe(folder: Path, text: str = RECIPE) -> Path:
-    """The recipe and the two small files it reads."""
+    """The recipe and the small files it reads."""
     asked = [f"What is {i} plus {i}?" for i in range(6)]
     held = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": str(2 * i)}]} for i, q in enumerate(asked)]
     pairs = [{"prompt": q, "chosen": "1", "rejected": "no number"} for q in asked]
-    for name, rows in (("held", held), ("pairs", pairs)):
+    spoiled = [{"id": f"s{i}", "messages": row["messages"]} for i, row in enumerate(held + held)]
+    spoiled[7] |= {"messages": [held[1]["messages"][0], held[1]["messages"][1] | {"weight": 3e38}]}
+    for name, rows in (("held", held), ("pairs", pairs), ("spoiled", spoiled)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "chain.yaml").write_text(text)
     return folder / "chain.yaml"
@@ -68,9 +89,10 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
 def content(run: Path) -> dict[str, Any]:
     """Everything that stages left, by path: a digest of a file's bytes; of events all but what depends on the clock.
 
-    Manifests are compared by what they say of outputs and metrics.
+    Manifests are compared by what they say of outputs and metrics. Of checkpoints, which are gone once a stage is published, the digests of
+    all tensors of the last one: parameters and optimizer states (see forks.py).
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {f"last checkpoint of {path.name}": path.read_text() for path in sorted(witness(run).glob("*"))}
     for path in sorted(p for p in (run / "stages").rglob("*") if p.is_file()):
         name = path.relative_to(run / "stages").as_posix()
         if path.name == "events.jsonl":
@@ -85,9 +107,14 @@ def content(run: Path) -> dict[str, Any]:
     return found
 
 
+def witness(run: Path) -> Path:
+    """Where forks.py notes the digests of what was in the last checkpoint of each stage."""
+    return run.with_name(f"{run.name}.witness")
+
+
 def _events(path: Path) -> list[tuple[str, int, str, Any]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["stage"], row["step"], row["name"], row["value"]) for row in rows if row["name"] not in TIMED]
+    return [(row["stage"], row["step"], row["name"], row.get("samples", row["value"])) for row in rows if row["name"] not in TIMED]
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

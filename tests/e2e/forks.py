@@ -6,6 +6,7 @@ it is the client.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -103,26 +104,27 @@ class Forks:
         assert self.server.stdout is not None
         assert self.server.stdout.readline() == "ready\n"
 
-    def start(self, *args: str | Path, crash_at: int | None = None, under: Mapping[str, Any] = MappingProxyType({})) -> Attempt:
+    def start(self, *args: str | Path, crash_at: int | None = None, crash_in: str = "", under: Mapping[str, Any] = MappingProxyType({})) -> Attempt:
         """`xwin ARGS` in a fresh process.
 
         Args:
             args: of the program.
             crash_at: it kills itself before its n-th operation on files under the folder of --dir.
+            crash_in: only files whose path within that folder begins like this count.
             under: the conditions it lives under, see `_condition`.
         """
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.count += 1
         log = self.logs / f"{self.count:03d}.log"
-        order = {"args": [str(a) for a in args], "log": str(log), "crash_at": crash_at, "under": dict(under)}
+        order = {"args": [str(a) for a in args], "log": str(log), "crash_at": crash_at, "crash_in": crash_in, "under": dict(under)}
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         return Attempt(int(self.server.stdout.readline()), log, self.server.stdout)
 
-    def run(self, *args: str | Path, crash_at: int | None = None, under: Mapping[str, Any] = MappingProxyType({})) -> Attempt:
+    def run(self, *args: str | Path, crash_at: int | None = None, crash_in: str = "", under: Mapping[str, Any] = MappingProxyType({})) -> Attempt:
         """The same, ended."""
-        attempt = self.start(*args, crash_at=crash_at, under=under)
+        attempt = self.start(*args, crash_at=crash_at, crash_in=crash_in, under=under)
         attempt.wait()
         return attempt
 
@@ -156,8 +158,11 @@ def _attempt(order: dict[str, Any]) -> None:
             os.dup2(output, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = ["xwin", *order["args"]]
-        if order["crash_at"] is not None:
-            _crash(order["crash_at"], order["args"][order["args"].index("--dir") + 1])
+        if "--dir" in sys.argv:
+            folder = sys.argv[sys.argv.index("--dir") + 1]
+            _bear_witness(folder)
+            if order["crash_at"] is not None:
+                _crash(order["crash_at"], f"{folder}/{order['crash_in']}")
         for condition, value in order["under"].items():
             _condition(condition, value)
         from xwin.cli.main import main
@@ -197,6 +202,25 @@ def _condition(name: str, value: Any) -> None:
     elif name == "clock":
         begun, there = time.monotonic(), time.time()
         time.time = lambda: there + value * (time.monotonic() - begun)
+
+
+def _bear_witness(folder: str) -> None:
+    """Notes the digests of all tensors of a stage's last checkpoint when the checkpoints of that stage are removed: they are its last state."""
+
+    from safetensors.torch import load_file
+
+    def watch(event: str, args: Sequence[Any]) -> None:
+        if event != "shutil.rmtree" or not (str(args[0]).startswith(folder) and str(args[0]).endswith("/checkpoints")):
+            return
+        shards = sorted(Path(args[0]).glob("step-*/*.safetensors"))
+        notes = Path(f"{folder}.witness")
+        notes.mkdir(exist_ok=True)
+        if shards:
+            tensors = load_file(shards[-1])
+            digests = [f"{hashlib.sha256(tensors[name].numpy().tobytes()).hexdigest()} {name}" for name in sorted(tensors)]
+            (notes / Path(args[0]).parent.name).write_text("\n".join([shards[-1].parent.name, *digests]))
+
+    sys.addaudithook(watch)
 
 
 def _crash(at: int, folder: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from xwin.seeds import generator
 
-from .chain import STAGES, content, difference
+from .chain import STAGES, TRAINED, content, difference
 from .forks import Forks
 
 SEED = 20260801
@@ -44,6 +44,9 @@ class Look:
     def rolled(self, name: str) -> int:
         """The last round of answers in the log, -1 before the first."""
         return max((json.loads(line)["step"] for line in self.lines(name)), default=-1)
+
+    def skipped(self, name: str) -> bool:
+        return any(b'"skipped"' in line for line in self.lines(name, "events.jsonl"))
 
     def draft(self, name: str, pattern: str) -> bool:
         return any((self.stage(name) / "checkpoints").glob(pattern))
@@ -84,12 +87,23 @@ def in_generation(stage: str, least: int, most: int) -> Moment:
     return Moment(f"{stage} with {least} answers", lambda look: least <= len(look.lines(stage)) < most and look.status(stage) == "running")
 
 
+def after_rollback(stage: str) -> Moment:
+    """The stage has turned back and passed over what was to blame."""
+    return Moment(f"{stage} after a rollback", lambda look: look.status(stage) == "running" and look.skipped(stage))
+
+
 MOMENTS = (
     at_step("sft", int(DRAW.integers(2, 6))),
     in_checkpoint("sft", int(DRAW.integers(7, 10))),
     in_publication("sft"),
+    in_checkpoint("taste", 0),
+    at_step("taste", 1),
+    in_publication("taste"),
     Moment("pairs before its first answers", lambda look: look.status("pairs") == "running" and not look.lines("pairs")),
     in_generation("pairs", 256, 384),
+    in_checkpoint("dpo", 0),
+    at_step("dpo", int(DRAW.integers(1, 4))),
+    in_publication("dpo"),
     in_checkpoint("rm", 0),
     Moment("between best and sft2", lambda look: look.status("best") == "published" and look.step("sft2") < 0),
     in_publication("sft2"),
@@ -97,21 +111,51 @@ MOMENTS = (
     between_rollout_and_update("ppo", int(DRAW.integers(2, 4))),
     in_checkpoint("ppo", 3),
     in_publication("ppo"),
+    in_checkpoint("spoiled", 1),
+    after_rollback("spoiled"),
+    after_rollback("wild"),
+    in_publication("wild"),
     Moment("report half-way", lambda look: bool(look.lines("report", "rollouts-sft.jsonl")) and look.status("report") == "running"),
 )
+"""In order of the stages, as a run comes by them."""
+
+QUICK = ("sft after", "taste while a checkpoint", "pairs with", "between best and sft2", "sft2 while", "ppo between", "spoiled after a rollback")
+"""How the names of those begin that are in the quick suite: one of each sort."""
+
+PLACES = {
+    "stages/sft/checkpoints": 60,
+    "stages/taste/events.jsonl": 2,
+    "stages/pairs/rollouts.jsonl": 2,
+    "stages/pairs/preferences.jsonl": 1,
+    "stages/dpo/checkpoints/reference": 2,
+    "stages/dpo/checkpoints": 30,
+    "stages/rm/.final.tmp": 3,
+    "stages/rm/checkpoints/step": 60,
+    "stages/best/rollouts.jsonl": 1,
+    "stages/best/.manifest": 4,
+    "stages/sft2/.final.tmp": 3,
+    "stages/ppo/rollouts.jsonl": 3,
+    "stages/ppo/checkpoints/best": 4,
+    "stages/ppo/checkpoints": 40,
+    "stages/ppo/final": 2,
+    "stages/spoiled/checkpoints/step-000000": 12,
+    "stages/spoiled/events.jsonl": 6,
+    "stages/spoiled/checkpoints": 60,
+    "stages/wild/checkpoints/step-000001": 12,
+    "stages/wild/rollouts.jsonl": 3,
+    "stages/report/rollouts": 3,
+    "stages/report/table.json": 1,
+}
+"""Where the operations on files lie that a crash comes before -> the latest that is drawn. The names that begin so belong to it."""
 
 
-def test_two_undisturbed_runs_are_equal_to_the_last_byte(forks: Forks, recipe: Path, reference: Path) -> None:
-    second = forks.run("run", recipe, "--dir", recipe.parent / "second")
-    assert second.status == 0, second.said
-    assert difference(content(reference), content(recipe.parent / "second")) == []
+def killed(forks: Forks, recipe: Path, run: Path, moments: Sequence[Moment]) -> list[str]:
+    """Runs the recipe to its end with a kill at each moment; the names of those that were hit.
 
-
-def test_kills_at_chosen_moments_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
-    """Each kill is proved: after it, the disk still shows the moment it was meant for."""
-    run = recipe.parent / "killed"
+    Each kill is proved: after it, the disk still shows the moment it was meant for.
+    """
     look, hit = Look(run), []
-    for moment in MOMENTS:
+    for moment in moments:
         for _ in range(3):  # between seeing and killing the moment may pass; most come again
             attempt = forks.start("run", recipe, "--dir", run)
             attempt.until(lambda moment=moment: moment.seen(look))
@@ -122,15 +166,52 @@ def test_kills_at_chosen_moments_change_nothing(forks: Forks, recipe: Path, refe
                 break
     last = forks.run("run", recipe, "--dir", run)
     assert last.status == 0, last.said
+    return hit
+
+
+def test_kills_at_chosen_moments_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
+    moments = [moment for moment in MOMENTS if moment.name.startswith(QUICK)]
+    hit = killed(forks, recipe, recipe.parent / "killed", moments)
+    assert difference(content(reference), content(recipe.parent / "killed")) == []
+    assert len(hit) >= 6, f"the kills came too late for {[m.name for m in moments if m.name not in hit]}"
+
+
+@pytest.mark.slow
+def test_two_undisturbed_runs_are_equal_to_the_last_byte(forks: Forks, recipe: Path, reference: Path) -> None:
+    second = forks.run("run", recipe, "--dir", recipe.parent / "second")
+    assert second.status == 0, second.said
+    assert difference(content(reference), content(recipe.parent / "second")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kills_at_more_moments_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
+    hit = killed(forks, recipe, recipe.parent / "killed more", MOMENTS)
+    assert difference(content(reference), content(recipe.parent / "killed more")) == []
+    assert len(hit) >= 20, f"the kills came too late for {[m.name for m in MOMENTS if m.name not in hit]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_crashes_before_chosen_file_operations_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
+    """At least one in every stage. Each attempt dies right before an operation that is drawn at random, in the order of the stages."""
+    run, crashes, draw = recipe.parent / "crashed", 0, generator(SEED, "places")
+    for place, most in PLACES.items():
+        attempt = forks.run("run", recipe, "--dir", run, crash_at=int(draw.integers(1, most + 1)), crash_in=place)
+        assert attempt.status in {0, -signal.SIGKILL}, attempt.said
+        crashes += attempt.status != 0
+    last = forks.run("run", recipe, "--dir", run)
+    assert last.status == 0, last.said
     assert difference(content(reference), content(run)) == []
-    missed = [m.name for m in MOMENTS if m.name not in hit]
-    assert len(missed) <= 2, f"the kills came too late for {missed}"
+    assert crashes == len(PLACES)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_crashes_between_any_two_file_operations_change_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
-    """Each attempt dies before one of its first operations on the run's files, drawn at random; about 800 make a whole run."""
-    run, crashes, draw = recipe.parent / "crashed", 0, generator(SEED, "crashes")
-    for _ in range(40):
+    """Each attempt dies before one of its first operations on the run's files, drawn at random; more than 1,000 make a whole run."""
+    run, crashes, draw = recipe.parent / "crashed anywhere", 0, generator(SEED, "crashes")
+    for _ in range(60):
         attempt = forks.run("run", recipe, "--dir", run, crash_at=int(draw.integers(15, 220)))
         if attempt.status == 0:
             break
@@ -141,8 +222,9 @@ def test_crashes_between_any_two_file_operations_change_nothing(forks: Forks, re
 
 
 def changed(contents: dict[str, object], names: Sequence[str]) -> dict[str, object]:
-    """Without manifests of these stages: their settings are not the same."""
-    return {name: value for name, value in contents.items() if name not in {f"{stage}/manifest.json" for stage in names}}
+    """Without manifests and last checkpoints of these stages: their settings are not the same, and so they save at other steps."""
+    left_out = {f"{stage}/manifest.json" for stage in names} | {f"last checkpoint of {stage}" for stage in names}
+    return {name: value for name, value in contents.items() if name not in left_out}
 
 
 def test_a_polite_stop_writes_a_checkpoint_and_changes_nothing(forks: Forks, recipe: Path, reference: Path) -> None:
@@ -179,6 +261,15 @@ def test_the_reference_has_what_is_compared(reference: Path, stage: str) -> None
         "report": "table.json",
     }.get(stage, "final/model.safetensors")
     assert len(found[f"{stage}/{file}"]) == 64
+    if stage in TRAINED:
+        state = found[f"last checkpoint of {stage}"]
+        assert {"parameters", "exp_avg", "exp_avg_sq"} <= {part for line in state.splitlines()[1:] for part in line.split()[1].split("/")}
+    if stage in {"spoiled", "wild"}:
+        assert {name for _, _, name, _ in found[f"{stage}/events.jsonl"]} > {"skipped", "rollbacks", "loss"}
+        passed = [samples for _, _, name, samples in found[f"{stage}/events.jsonl"] if name == "skipped"]
+        assert [any(name.startswith("s7") or name.endswith("@3") for name in samples) for samples in passed] == [True] * {"spoiled": 2, "wild": 1}[
+            stage
+        ]
     if stage == "ppo":
         assert len(found["ppo/rollouts.jsonl"]) == 64
         assert {name for _, _, name, _ in found["ppo/events.jsonl"]} > {"reward", "kl", "kl_coef", "engine_gap", "critic/loss"}

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import resource
 import shutil
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from xwin.errors import CheckpointError, StorageError
+from xwin.errors import CheckpointError, StorageError, TrainingStopped
 from xwin.learning import checkpoint
 
 
@@ -54,7 +55,7 @@ def test_tensors_of_every_type_come_back_bit_for_bit(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(1)
     tensors = {
         "fp32": torch.randn(3, 4, generator=random),
-        "odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "odd": torch.tensor([3.4e38, -3.4e38, -0.0, 1e-45]),
         "bf16": torch.randn(5, generator=random).bfloat16(),
         "fp16": torch.randn(5, generator=random).half(),
         "fp64": torch.randn(2, generator=random).double(),
@@ -142,6 +143,43 @@ def test_checkpoints_after_the_saved_step_are_of_another_history(tmp_path: Path)
         checkpoint.save(tmp_path, step, small(step), {}, keep=3)
     assert checkpoint.latest(tmp_path) == tmp_path / "step-000003"
     assert not (tmp_path / "step-000009").exists()
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 7])
+def test_with_a_reach_there_always_is_one_that_far_back_and_never_more_than_three(tmp_path: Path, every: int) -> None:
+    for step in range(0, 40, every):
+        checkpoint.save(tmp_path, step, small(step), {}, reach=4)
+        there = checkpoint.steps(tmp_path)
+        assert there[0] <= max(step - 4, 0)
+        assert there[-1] == step
+        assert len(there) <= 3
+        assert checkpoint.before(tmp_path, max(step - 4, 0)) == tmp_path / f"step-{there[0]:06d}"
+    with pytest.raises(CheckpointError, match="no checkpoint of step 1 or before"):
+        checkpoint.before(tmp_path, 1)
+
+
+def test_going_on_from_an_older_one_removes_those_after_it(tmp_path: Path) -> None:
+    """A rollback was killed between naming the old checkpoint `latest` and removing the others."""
+    for step in (2, 4, 6):
+        checkpoint.save(tmp_path, step, small(step), {}, keep=3)
+    (tmp_path / "latest").write_text("step-000004\n")
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000004"
+    assert checkpoint.steps(tmp_path) == [2, 4]
+
+
+def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    good = checkpoint.save(tmp_path, 1, small(1), {})
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(TrainingStopped, match="'a/b' holds a number that is not finite"):
+            checkpoint.save(tmp_path, 2, {"a": {"b": torch.tensor([1.0, bad, 2.0])}}, {})
+    assert checkpoint.latest(tmp_path) == good
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001"]
+
+
+def test_states_are_those_of_all_that_are_kept(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        checkpoint.save(tmp_path, step, small(step), {"best": step}, keep=2)
+    assert checkpoint.states(tmp_path) == [{"best": 4}, {"best": 6}]
 
 
 def test_latest_of_nothing_is_none(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_number_that_is_not_finite_stops_before_the_update(bad: float, make_le
     broken = replace(samples[3], columns={**samples[3].columns, "advantage": (bad,) * len(samples[3].tokens)})
     with pytest.raises(TrainingStopped, match="not finite; stopped before the update") as caught:
         learner.step(pack([*samples[:3], broken, *samples[4:]], tokens=100))
-    assert "step 1, samples" in caught.value.where
+    assert caught.value.where == f"step 1, samples {samples[3].id}", "it is pinned to the row"
     assert same(before, parameters(learner))
     assert same(state, checkpoint_of(learner)), "the optimizer's moments have not moved either"
     assert learner.steps_done == 1

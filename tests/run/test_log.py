@@ -109,4 +109,4 @@ def test_alarms_come_back_and_are_taken_back(tmp_path: Path) -> None:
     assert log.read() == alarms
     log.rewind(4)
     assert log.read() == alarms[:1]
-    assert log.path.read_text() == '{"step": 2, "metric": "kl", "value": 31.5, "threshold": 25.0, "action": "warn"}\n'
+    assert log.path.read_text() == '{"step": 2, "metric": "kl", "value": 31.5, "threshold": 25.0, "action": "warn", "steps": 1, "why": ""}\n'

@@ -21,3 +21,9 @@ def share_of_vowels(prompt: Conversation, answers: Sequence[str]) -> list[float]
     if prompt.id.endswith("@12") and Path("break").exists():
         raise RuntimeError("broken on purpose")
     return [sum(c in "aeiouAEIOU" for c in answer) / max(len(answer), 1) for answer in answers]
+
+
+def wild_at_7(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """The share of vowels; but the first answer to the eighth prompt of the stream is worth more than fp32 can square."""
+    calm = [sum(c in "aeiouAEIOU" for c in answer) / max(len(answer), 1) for answer in answers]
+    return [1e30, *calm[1:]] if prompt.id.endswith("@7") else calm

@@ -16,7 +16,7 @@ from xwin.errors import RecipeError
 from xwin.learning.learner import Learner
 from xwin.objectives.ppo import Ppo
 from xwin.scorers._outcome import failed
-from xwin.stages._rl import Packing, RolloutLog, Team, describe, divergence, in_order, minibatches
+from xwin.stages._rl import Packing, RolloutLog, Team, describe, divergence, in_order, minibatches, repetition
 from xwin.stages.rl import Kl, placed
 
 from .small import Done, carry_out, chats, failure, pairs, prompts, read, write
@@ -81,6 +81,12 @@ def test_the_ratio_starts_at_1_and_the_engine_agrees_at_every_step(learned: Done
 def test_the_critic_learns_what_answers_are_worth(learned: Done) -> None:
     values = learned.curve("ppo", "value_loss")
     assert (values[STEPS - 2] + values[STEPS - 1]) / 2 < 0.8 * values[0]
+
+
+@pytest.mark.parametrize(("tokens", "share"), [("aaaaaa", 2 / 3), ("abcdefgh", 0.0), ("abcdabcd", 1 / 5), ("abc", 0.0), ("", 0.0)])
+def test_repetition_is_the_share_of_runs_of_four_that_came_before(tokens: str, share: float) -> None:
+    """By hand: aaaaaa holds three runs, all the same; abcdabcd five, the last of which is the first."""
+    assert repetition([ord(c) for c in tokens]) == pytest.approx(share)
 
 
 def test_numbers_of_a_step_follow_from_its_rollouts(learned: Done) -> None:

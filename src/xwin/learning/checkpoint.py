@@ -19,11 +19,9 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -32,11 +30,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from xwin.errors import CheckpointError
+from xwin.learning._trees import Fit, Tree, encoded, pour
+from xwin.models.weights import require_finite
 from xwin.run.storage import digest_file, storage_errors, sync, write_atomic
 
 Json = Any
-Tree = Any
-"""Mappings, lists and tuples, nested, with tensors and JSON scalars as leaves: what `state_dict()` of a module or an optimizer returns."""
 
 _NAME = re.compile(r"step-(\d{6,})")
 _DIGESTS = "DIGESTS"
@@ -44,8 +42,8 @@ _STATE = "state.json"
 _LATEST = "latest"
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[str, Json], *, keep: int = 1) -> Path:
-    """Writes the checkpoint of a step; then removes those after it and all but the newest `keep`.
+def save(folder: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[str, Json], *, keep: int = 1, reach: int = 0) -> Path:
+    """Writes the checkpoint of a step; then removes those after it and all but the newest `keep`, and what `reach` needs.
 
     Args:
         folder: holds the checkpoints of one stage; made if missing. Only one process may write it.
@@ -53,12 +51,14 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[st
         tensors: name -> state dict. Nested; leaves are tensors, numbers, text, None.
         state: anything else, as JSON.
         keep: how many to keep, this one included, at least 1.
+        reach: also keep at most two others, so that from now on there always is one that lies this many steps back, or the first of all.
 
     Returns:
         The folder of this checkpoint.
 
     Raises:
         StorageError: the disk is full, read-only, or permission is missing; the checkpoints that were there still are.
+        TrainingStopped: a tensor holds a number that is not finite; the checkpoints that were there still are.
         TypeError: a leaf is neither a tensor nor a JSON scalar.
     """
     if keep < 1:
@@ -73,14 +73,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[st
             _commit(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        _retire(folder, step, keep)
+        _retire(folder, step, keep, reach)
     return path
 
 
 def latest(folder: Path) -> Path | None:
     """The checkpoint to go on from, or None. Clears away what a kill left half-written, so only the process that owns the run may call it.
 
-    It is the one that the file `latest` names; if that is missing or names none that is there, the one with the highest step.
+    It is the one that the file `latest` names; if that is missing or names none that is there, the one with the highest step. Those after
+    it go: they are of a history that was left, by a rollback or by an earlier resume.
     """
     if not folder.is_dir():
         return None
@@ -89,7 +90,29 @@ def latest(folder: Path) -> Path | None:
     found = {path.name: path for path in _complete(folder)}
     named = folder / _LATEST
     name = named.read_text(errors="replace").strip() if named.is_file() else ""
-    return found.get(name) or next(reversed(found.values()), None)
+    chosen = found.get(name) or next(reversed(found.values()), None)
+    with storage_errors(folder):
+        for path in found.values():
+            if chosen is not None and _step(path) > _step(chosen):
+                _remove(path)
+    return chosen
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that there are checkpoints of, rising."""
+    return [_step(path) for path in _complete(folder)] if folder.is_dir() else []
+
+
+def before(folder: Path, step: int) -> Path:
+    """The newest checkpoint of a step that is no later than `step`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = [path for path in _complete(folder) if _step(path) <= step]
+    if not found:
+        raise CheckpointError(f"there is no checkpoint of step {step} or before to return to", str(folder), "run the same command again")
+    return found[-1]
 
 
 def load(path: Path, into: MutableMapping[str, Tree]) -> dict[str, Json]:
@@ -108,13 +131,13 @@ def load(path: Path, into: MutableMapping[str, Tree]) -> dict[str, Json]:
     """
     verify(path)
     saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    fit = _Fit()
+    fit = Fit()
     tree = fit.node(saved["tensors"], into, "")
     if fit.misfits:
         more = f" (and {len(fit.misfits) - 1} more)" if len(fit.misfits) > 1 else ""
         raise _broken(f"does not fit what is trained now: {fit.misfits[0]}{more}", path, path)
     _read(path, fit.wanted)
-    _pour(tree, into)
+    pour(tree, into)
     return saved["state"]
 
 
@@ -158,7 +181,8 @@ def verify(path: Path) -> None:
 def _fill(part: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[str, Json]) -> None:
     """Everything of a checkpoint, on the disk when this returns."""
     flat: dict[str, Tensor] = {}
-    record = {"step": step, "tensors": _encoded(tensors, "", flat), "state": state}
+    record = {"step": step, "tensors": encoded(tensors, "", flat), "state": state}
+    require_finite(flat, part)
     _write(part, _apart(flat))
     (part / _STATE).write_text(json.dumps(record), encoding="utf-8")
     digests = {file.name: digest_file(file) for file in sorted(part.iterdir())}
@@ -180,16 +204,27 @@ def _commit(part: Path, path: Path) -> None:
     write_atomic(path.parent / _LATEST, f"{path.name}\n")
 
 
-def _retire(folder: Path, step: int, keep: int) -> None:
-    """Removes all but the newest `keep` up to `step`, and those after it: they are of a history that a resume left."""
+def _retire(folder: Path, step: int, keep: int, reach: int) -> None:
+    """Removes all but the newest `keep` up to `step` and what `reach` needs; those after it are of a history that was left.
+
+    The newest one that lies `reach` steps back is needed now, the oldest of the others will be.
+    """
     paths = _complete(folder)
     kept = [path for path in paths if _step(path) <= step][-keep:]
+    if reach:
+        kept += [path for path in paths if _step(path) <= step - reach][-1:]
+        kept += [path for path in paths if step - reach < _step(path) <= step][:1]
     for path in paths:
         if path not in kept:
-            doomed = path.with_name(f"{path.name}.tmp")  # renamed first: a half-removed one must not look complete
-            shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: a half-removed one must not look complete."""
+    doomed = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _tidy(folder: Path) -> None:
@@ -240,94 +275,6 @@ def _broken(what: str, where: Path, checkpoint: Path) -> CheckpointError:
     return CheckpointError(what, str(where), fix)
 
 
-def _encoded(node: Tree, name: str, flat: dict[str, Tensor]) -> Json:
-    """How the tree nests, as JSON, every scalar in it; its tensors go to `flat`. JSON alone would turn int keys into text, and tuples into lists."""
-    if isinstance(node, Tensor):
-        if name in flat:
-            raise TypeError(f"two tensors have the name {name!r}")
-        flat[name] = node.detach()
-        return {"tensor": name, "dtype": _dtype(node), "shape": list(node.shape)}
-    if isinstance(node, Mapping):
-        return {"map": [[key, _encoded(value, _joined(name, key), flat)] for key, value in node.items()]}
-    if isinstance(node, list | tuple):
-        form = "tuple" if isinstance(node, tuple) else "list"
-        return {form: [_encoded(value, _joined(name, i), flat) for i, value in enumerate(node)]}
-    if node is None or isinstance(node, bool | int | float | str):
-        return {"value": node}
-    raise TypeError(f"{name}: a {type(node).__name__} cannot be saved in a checkpoint")
-
-
-@dataclass
-class _Fit:
-    """Lays what was saved over what is there, without changing either."""
-
-    wanted: dict[str, Tensor] = field(default_factory=dict)
-    """Name in the checkpoint -> tensor to fill."""
-    misfits: list[str] = field(default_factory=list)
-
-    def node(self, saved: Json, mine: Tree, name: str) -> Tree:
-        """The value that `mine` will have; tensors in it are those of `mine`, not yet filled."""
-        (kind, content), *_ = saved.items()
-        if kind == "value":
-            if isinstance(mine, Tensor | Mapping):
-                self.misfits.append(f"{name} is {content!r} in the checkpoint and a {type(mine).__name__} here")
-            return content
-        if kind == "tensor":
-            return self._tensor(saved, mine, name)
-        if kind == "map":
-            items = {key: self.node(value, self._item(mine, key), _joined(name, key)) for key, value in content}
-            self._compare(mine, Mapping, set(items), name)
-            return items
-        items = [self.node(value, self._item(mine, i), _joined(name, i)) for i, value in enumerate(content)]
-        self._compare(mine, list | tuple, set(range(len(items))), name)
-        return tuple(items) if kind == "tuple" else items
-
-    def _tensor(self, saved: Json, mine: Tree, name: str) -> Tensor | None:
-        if mine is _NEW:
-            mine = torch.empty(saved["shape"], dtype=getattr(torch, saved["dtype"]))
-        if not isinstance(mine, Tensor):
-            self.misfits.append(f"{name} is a tensor in the checkpoint and not here")
-            return None
-        if _dtype(mine) != saved["dtype"] or list(mine.shape) != saved["shape"]:
-            self.misfits.append(f"{name} is {saved['dtype']} {saved['shape']} in the checkpoint, {_dtype(mine)} {list(mine.shape)} here")
-            return None
-        self.wanted[saved["tensor"]] = mine
-        return mine
-
-    def _item(self, mine: Tree, key: str | int) -> Tree:
-        if mine is _NEW or (isinstance(mine, Mapping | list | tuple) and not mine):
-            return _NEW
-        if isinstance(mine, Mapping):
-            return mine.get(key)
-        return mine[key] if isinstance(mine, list | tuple) and isinstance(key, int) and key < len(mine) else None
-
-    def _compare(self, mine: Tree, form: Any, keys: set[Any], name: str) -> None:
-        """Notes what is here and not in the checkpoint; what is missing here was noted at its tensor."""
-        if mine is _NEW:
-            return
-        if not isinstance(mine, form):
-            self.misfits.append(f"{name} nests in another way")
-            return
-        here = set(mine) if isinstance(mine, Mapping) else set(range(len(mine)))
-        self.misfits.extend(f"{_joined(name, key)} is not in the checkpoint" for key in sorted(here - keys, key=str))
-
-
-_NEW = object()
-"""Stands for what is not there yet and may be made."""
-
-
-def _pour(new: Tree, mine: Tree) -> Tree:
-    """`new` inside the containers of `mine`, so that whoever holds those sees it."""
-    if isinstance(mine, MutableMapping):
-        for key, value in new.items():
-            mine[key] = _pour(value, mine.get(key))
-        return mine
-    if isinstance(mine, list):
-        mine[:] = [_pour(value, mine[i] if i < len(mine) else None) for i, value in enumerate(new)]
-        return mine
-    return new
-
-
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     if not tensors:
         return
@@ -371,11 +318,3 @@ def _alone() -> Iterator[None]:
         except CheckpointException as error:
             cause, _ = next(iter(error.failures.values()))
             raise cause from None
-
-
-def _joined(name: str, key: str | int) -> str:
-    return f"{name}/{key}" if name else str(key)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

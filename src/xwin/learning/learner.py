@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xwin.data.batch import Batch, Outputs
 from xwin.distributed.world import World
-from xwin.errors import TrainingStopped
+from xwin.errors import StepRefused, TrainingStopped
 from xwin.learning.optim import Optim
 from xwin.models import causal
 from xwin.models.causal import PackedModel
@@ -56,7 +56,7 @@ class Learner:
         """One optimizer step. But for rounding, the gradient does not depend on how `batches` is split, packed or dealt to ranks.
 
         Raises:
-            TrainingStopped: loss or gradient is not finite, or nothing is trained; raised before the parameters move.
+            StepRefused: loss or gradient is not finite, or nothing is trained; raised before the parameters move.
         """
         objective, optimizer = self._training()
         metrics = self._backward(objective, [b.to(self.world.device) for b in batches])
@@ -76,7 +76,8 @@ class Learner:
         weights = [objective.weigh(b) for b in batches]
         count = self.world.sum(torch.stack([w.count for w in weights]).sum())
         if not count:
-            raise TrainingStopped("no token of the step is trained", f"step {self.steps_done}", "check masks and data")
+            what, fix = "no token of the step is trained", "check masks and data"
+            raise StepRefused(what, f"step {self.steps_done}", fix, metric="tokens", value=0.0, samples=_names(batches))
         metrics: dict[str, Measure] = {}
         for batch, w in zip(batches, weights, strict=True):
             loss = objective.loss(batch, self.model(batch, objective.reads))
@@ -135,10 +136,51 @@ class Learner:
     def _require_finite(self, norm: Tensor, loss: Measure, batches: Sequence[Batch]) -> None:
         if math.isfinite(float(norm)) and math.isfinite(loss.value):
             return
-        names = [name for b in batches for name in b.ids if name]
         self._training()[1].zero_grad(set_to_none=True)
-        raise TrainingStopped(
+        names = self._guilty(batches) or _names(batches)
+        metric, value = ("grad_norm", float(norm)) if math.isfinite(loss.value) else ("loss", loss.value)
+        raise StepRefused(
             f"loss {loss.value:.4g} or gradient norm {float(norm):.4g} is not finite; stopped before the update",
             f"step {self.steps_done}, samples {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
-            "lower lr, or look at these samples",
+            "look at these samples, or lower lr; a guard with `do: rollback` passes over such steps",
+            metric=metric,
+            value=value,
+            samples=names,
         )
+
+    @torch.no_grad()
+    def _guilty(self, batches: Sequence[Batch]) -> list[str]:
+        """Names of the samples whose own part of the loss, weighted, is not finite or too large to be added up."""
+        objective, _ = self._training()
+        found: list[str] = []
+        for batch in (b.to(self.world.device) for b in batches):
+            weight = objective.weigh(batch).weight
+            parts = (objective.loss(batch, self.model(batch, objective.reads)).values * weight).masked_fill(weight == 0, 0.0)
+            segments = _segments(batch, ~(parts.abs() < LARGEST_PART))
+            found += dict.fromkeys(batch.ids[s] for s in segments if batch.ids[s])
+        return found
+
+
+LARGEST_PART = 1e30
+"""Of a step's loss in one unit of it, nats times weight: fp32 ends at 3.4e38, and squares of gradients are added."""
+
+
+def _names(batches: Sequence[Batch]) -> list[str]:
+    """Ids of all samples."""
+    return [name for batch in batches for name in batch.ids if name]
+
+
+def _segments(batch: Batch, units: Tensor) -> list[int]:
+    """The segments of those units of a loss that are True.
+
+    Args:
+        batch: of S segments, T tokens and P pairs.
+        units: [T], [S] or [P] bool.
+    """
+    places = units.nonzero().squeeze(1).tolist()
+    if len(units) == len(batch):
+        return [int(batch.segment[t]) for t in places]
+    if len(units) == len(batch.ids):
+        return places
+    pairs = batch.pairs()
+    return [segment for p in places for segment in pairs[p]]

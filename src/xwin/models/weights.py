@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from xwin.errors import TrainingStopped
 from xwin.run.storage import storage_errors
 
 
@@ -29,8 +31,10 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes a safetensors file, readable like any other file of the folder.
 
     Raises:
+        TrainingStopped: a tensor holds a number that is not finite; nothing was written.
         StorageError: the disk is full, read-only, or permission is missing.
     """
+    require_finite(tensors, path)
     with storage_errors(path):
         try:
             save_file({name: t.contiguous() for name, t in tensors.items()}, path, dict(metadata))
@@ -40,3 +44,15 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         path.chmod(0o644)  # save_file leaves it to the owner alone
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Sees to it that no number that is not finite gets to the disk: neither into a checkpoint nor into a model.
+
+    Raises:
+        TrainingStopped: names the tensor, and the file it was meant for.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
+            fix = "nothing was written; lower lr or clip the gradient harder, and run again: it goes on from the last good checkpoint"
+            raise TrainingStopped(f"'{name}' holds a number that is not finite", str(path), fix)

@@ -73,17 +73,20 @@ class Event:
     step: int
     name: str
     value: float
+    samples: tuple[str, ...] = ()
+    """The names of those that the value is about, where they must be known: samples that a stage passed over."""
 
     def to_json(self) -> str:
         """One line. Non-finite values become the strings "nan", "inf" and "-inf": JSON has no such numbers."""
         value = self.value if math.isfinite(self.value) else str(self.value)
-        return json.dumps({"time": round(self.time, 3), "stage": self.stage, "step": self.step, "name": self.name, "value": value})
+        row = {"time": round(self.time, 3), "stage": self.stage, "step": self.step, "name": self.name, "value": value}
+        return json.dumps(row | ({"samples": self.samples} if self.samples else {}))
 
 
 def event_from_json(line: str) -> Event:
     """The inverse of Event.to_json."""
     row = json.loads(line)
-    return Event(row["time"], row["stage"], row["step"], row["name"], float(row["value"]))
+    return Event(row["time"], row["stage"], row["step"], row["name"], float(row["value"]), tuple(row.get("samples", ())))
 
 
 class Unit(NamedTuple):
@@ -104,6 +107,7 @@ CATALOGUE: Mapping[str, Unit] = {
     "validation_score_margin": Unit("reward", "held-out score of chosen minus score of rejected"),
     "validation_reward": Unit("reward", "mean score of answers to validation prompts"),
     "validation_length": Unit("tokens", "mean length of those answers"),
+    "validation_failed": Unit("answers", "those of them that could not be scored"),
     "score_margin": Unit("reward", "score of chosen minus score of rejected"),
     "chosen_logp": Unit("nats", "log-prob of the chosen answers, summed over their tokens"),
     "rejected_logp": Unit("nats", "log-prob of the rejected answers, summed over their tokens"),
@@ -125,6 +129,7 @@ CATALOGUE: Mapping[str, Unit] = {
     "kl_k3": Unit("nats", "KL to the reference per token, k3 estimator"),
     "entropy": Unit("nats", "entropy of the policy per trained token"),
     "length": Unit("tokens", "mean length of the answers"),
+    "repetition": Unit("share", "groups of four tokens that came before in the same answer"),
     "cut": Unit("share", "answers that hit the length limit"),
     "clipped": Unit("share", "tokens whose probability ratio was clipped"),
     "ratio_gap": Unit("nats", "largest |log ratio| at the first minibatch of the step; 0 but for rounding"),
@@ -143,6 +148,8 @@ CATALOGUE: Mapping[str, Unit] = {
     "critic/grad_norm": Unit("", "gradient norm of the critic"),
     "verified": Unit("share", "validation prompts whose answer the verifier accepts"),
     "accepted": Unit("share", "answers that were kept"),
+    "skipped": Unit("samples", "samples of a step that was passed over after a rollback"),
+    "rollbacks": Unit("", "times so far that a guard rolled the stage back"),
     "solved": Unit("share", "prompts with at least one kept answer"),
 }
 """Every metric that a stage may emit: its unit and what it means. A stage may add `reward/<part>` for parts of a score."""

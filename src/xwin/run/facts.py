@@ -76,6 +76,16 @@ class Alarm:
     value: float
     threshold: float
     action: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A step that was passed over after a rollback."""
+
+    step: int
+    samples: tuple[str, ...]
+    """What it would have learned from, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,7 @@ class StageFacts:
     events: tuple[Event, ...]
     """One per (step, name): where a step was repeated after a crash, the last."""
     alarms: tuple[Alarm, ...]
+    skipped: tuple[Skipped, ...]
     table: tuple[Cell, ...]
     samples: tuple[Sample, ...]
     card: PromptCard | DataCard | None
@@ -250,6 +261,7 @@ def _stage(folder: Path, settings: Mapping[str, Json], together: Sequence[Event]
         metrics=metrics or {e.name: e.value for e in events},
         events=events,
         alarms=tuple(_rows(folder / "alarms.jsonl", _alarm, remarks)),
+        skipped=tuple(Skipped(e.step, e.samples) for e in events if e.name == "skipped"),
         table=tuple(_made(_list(folder / "table.json", remarks), _cell, folder / "table.json", remarks)),
         samples=tuple(_rows(folder / "samples.jsonl", _sample, remarks)),
         card=next(iter(_made([card] if card else [], read_card, folder / "card.json", remarks)), None),
@@ -264,11 +276,13 @@ def _by_stage(events: Sequence[Event]) -> dict[str, list[Event]]:
 
 
 def _event(row: Mapping[str, Json]) -> Event:
-    return Event(_number(row["time"]), str(row["stage"]), int(row["step"]), str(row["name"]), _number(row["value"]))
+    samples = tuple(map(str, row.get("samples") or ()))
+    return Event(_number(row["time"]), str(row["stage"]), int(row["step"]), str(row["name"]), _number(row["value"]), samples)
 
 
 def _alarm(row: Mapping[str, Json]) -> Alarm:
-    return Alarm(int(row["step"]), str(row["metric"]), _number(row["value"]), _number(row["threshold"]), str(row["action"]))
+    value, threshold = (_number(row[key]) for key in ("value", "threshold"))
+    return Alarm(int(row["step"]), str(row["metric"]), value, threshold, str(row["action"]), str(row.get("why") or ""))
 
 
 def _cell(row: Mapping[str, Json]) -> Cell:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TypeVar
 
 from xwin.errors import CheckpointError
 from xwin.run.events import Event, event_from_json
-from xwin.run.guards import Alarm
+from xwin.run.guards import Alarm, alarm_from_json
 from xwin.run.storage import storage_errors, write_atomic
 
 Row = TypeVar("Row")
@@ -25,14 +24,19 @@ class EventLog:
     path: Path
     stage: str
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, float], samples: Sequence[str] = ()) -> None:
         """Adds one event per value, in one write: a kill loses at most the end of the last line.
+
+        Args:
+            step: of all of them.
+            values: name -> value.
+            samples: the names of those that the values are about, when they must be known.
 
         Raises:
             StorageError: the disk is full, read-only, or permission is missing.
         """
         now = time.time()
-        _append(self.path, [Event(now, self.stage, step, name, value).to_json() for name, value in values.items()])
+        _append(self.path, [Event(now, self.stage, step, name, value, tuple(samples)).to_json() for name, value in values.items()])
 
     def rewind(self, step: int) -> None:
         """Takes back the events of steps after `step`, and a half-written last line. A missing file is an empty one.
@@ -64,15 +68,15 @@ class AlarmLog:
         Raises:
             StorageError: the disk is full, read-only, or permission is missing.
         """
-        _append(self.path, [_alarm_to_json(alarm) for alarm in alarms])
+        _append(self.path, [json.dumps(alarm.to_json()) for alarm in alarms])
 
     def rewind(self, step: int) -> None:
         """Takes back the alarms of steps after `step`; see EventLog.rewind."""
-        _rewind(self.path, lambda line: _alarm_from_json(line).step <= step)
+        _rewind(self.path, lambda line: alarm_from_json(line).step <= step)
 
     def read(self) -> list[Alarm]:
         """The alarms in the order written; see EventLog.read."""
-        return _parsed(self.path, _alarm_from_json)
+        return _parsed(self.path, alarm_from_json)
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:
@@ -105,13 +109,3 @@ def _rewind(path: Path, keeps: Callable[[str], bool]) -> None:
     kept = "".join(f"{line}\n" for line, keep in zip(_whole_lines(path), _parsed(path, keeps), strict=True) if keep)
     if len(kept.encode()) != path.stat().st_size:
         write_atomic(path, kept)
-
-
-def _alarm_to_json(alarm: Alarm) -> str:
-    row = {"step": alarm.step, "metric": alarm.metric, "value": alarm.value, "threshold": alarm.threshold, "action": alarm.action}
-    return json.dumps({key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()})
-
-
-def _alarm_from_json(line: str) -> Alarm:
-    row = json.loads(line)
-    return Alarm(row["step"], row["metric"], float(row["value"]), float(row["threshold"]), row["action"])

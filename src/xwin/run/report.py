@@ -35,6 +35,9 @@ CURVES: Mapping[str, tuple[str, ...]] = {
 OVERLAYS: Mapping[str, str] = {"loss": "validation_loss", "accuracy": "validation_accuracy"}
 """Metric -> its held-out twin, drawn on the same axes."""
 
+ACTIONS: Mapping[str, str] = {"warn": "warned", "stop": "stopped", "rollback": "rolled back"}
+"""What a guard did, in words."""
+
 KEY_METRICS = 5
 """Metrics of a stage shown in the table of stages."""
 SHOWN = {"fixed": 8, "broken": 8, "failed": 4, "passed": 2}
@@ -124,6 +127,8 @@ def render(run: RunFacts, now: datetime) -> str:
         stages=[(s, _key_metrics(s)) for s in run.stages],
         curves=[c for s in run.stages if s.events and (c := _curves(s))],
         alarms=[(s.name, alarm) for s in run.stages for alarm in s.alarms],
+        actions=ACTIONS,
+        skipped=[(s.name, found) for s in run.stages for found in s.skipped],
         cards=[(s.name, s.card, _families(s.card)) for s in run.stages if isinstance(s.card, PromptCard)],
         data=[(s.name, s.card, _lengths(s.name, s.card)) for s in run.stages if isinstance(s.card, DataCard)],
         costs=costs,

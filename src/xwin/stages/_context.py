@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,16 @@ class Context:
         """A scorer."""
         return kind.build(self)
 
-    def loop(self, spec: Training, total: int, learners: Mapping[str, Learner], *, state: Mapping[str, Any], patience: int | None = None) -> Loop:
+    def loop(
+        self,
+        spec: Training,
+        total: int,
+        learners: Mapping[str, Learner],
+        *,
+        state: Mapping[str, Any],
+        patience: int | None = None,
+        rewind: Callable[[int], None] | None = None,
+    ) -> Loop:
         """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""
         guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
         return Loop(
@@ -144,7 +153,9 @@ class Context:
             spec.checkpoint_every,
             dict(state),
             patience,
-            spec.checkpoints_kept,
+            kept=spec.checkpoints_kept,
+            max_rollbacks=spec.max_rollbacks,
+            rewind=rewind,
         )
 
     def finish(self, learner: Learner, loop: Loop, output: str, template: str) -> None:

@@ -1,18 +1,26 @@
-"""The loop of a training stage: where it starts, what it says, when it saves, when it stops."""
+"""The loop of a training stage: where it starts, what it says, when it saves, when it turns back, when it stops.
+
+for step in loop:
+    if loop.skips(names_of_its_samples):
+        continue
+    with loop.trial():
+        loop.done(learner.step(batches))
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from xwin.errors import CheckpointError
+from xwin.errors import CheckpointError, StepRefused
 from xwin.learning import checkpoint
 from xwin.learning.learner import Learner
 from xwin.models.weights import write_weights
@@ -20,10 +28,14 @@ from xwin.run import memory
 from xwin.run.console import Console, Progress
 from xwin.run.directory import StageDirectory
 from xwin.run.events import Measure
-from xwin.run.guards import Guard, Watch, explain
+from xwin.run.guards import REACH, Alarm, Guard, Watch, explain, problem
 from xwin.run.log import AlarmLog, EventLog
 from xwin.run.signals import StopFlag
 from xwin.run.storage import digest_file, storage_errors, sync
+from xwin.run.turns import Turns, turns_from_json
+
+SHOWN = 8
+"""Samples that a message names; events.jsonl has all of them."""
 
 LARGEST_RATIO_GAP = 0.01
 """Nats. Old and new log-probs are computed by one function on one layout, so the ratio starts at 1 but for rounding."""
@@ -43,7 +55,9 @@ class Best:
 
 @dataclass
 class Loop:
-    """Iterate over it to get step numbers; call `done` once per step.
+    """Iterate over it to get step numbers; ask `skips` first, then call `done` once per step, within `trial`.
+
+    After a rollback the numbers go on from an earlier step. Whatever a stage carries from step to step must be in its learners or in `state`.
 
     Args:
         name: of the stage.
@@ -53,6 +67,8 @@ class Loop:
         state: anything else that must survive a kill, as JSON.
         every: seconds between checkpoints.
         kept: checkpoints that stay.
+        max_rollbacks: times that it may turn back.
+        rewind: takes back what the stage wrote of a step and later ones, apart from events and alarms.
     """
 
     name: str
@@ -66,6 +82,8 @@ class Loop:
     state: dict[str, Any]
     patience: int | None = None
     kept: int = 1
+    max_rollbacks: int = 0
+    rewind: Callable[[int], None] | None = None
     best: Best = field(default_factory=Best)
     last: dict[str, float] = field(default_factory=dict)
     """Last value of every metric."""
@@ -73,17 +91,23 @@ class Loop:
     _progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        self._watch = Watch(self.guards)
+        self._watch, self._turns = Watch(self.guards), Turns()
+        self._samples: tuple[str, ...] = ()
         self._events = EventLog(self.directory.events, self.name)
         self._alarms = AlarmLog(self.directory.alarms)
         found = checkpoint.latest(self.directory.checkpoints)
         if found is not None:
             self._restore(found)
-        self._events.rewind(self.start - 1)
-        self._alarms.rewind(self.start - 1)
+            self.console.message(f"{self.name}: going on from step {self.start} of {self.total}")
+        self._take_back()
         self._saved = self._began = time.monotonic()
-        self._step = self.start
-        self.ended = bool(self.state.get("_ended"))
+        if found is None and self._watch.rolls_back:
+            self.save()  # somewhere to return to
+
+    @property
+    def ended(self) -> bool:
+        """Whether patience is out."""
+        return bool(self.state.get("_ended"))
 
     def _restore(self, found: Path) -> None:
         saved = checkpoint.load(found, {role: learner.state() for role, learner in self.learners.items()})
@@ -92,19 +116,63 @@ class Loop:
         self.state = saved["state"]
         self.best = Best(**{**saved["best"], "value": float(saved["best"]["value"])})
         self._watch = Watch.from_json(self.guards, saved["watch"])
+        self._turns = turns_from_json(saved["turns"])
         self.last = saved["last"]
         self.start = saved["step"]
-        self.console.message(f"{self.name}: going on from step {self.start} of {self.total}")
+
+    def _take_back(self) -> None:
+        """Puts the logs to where the loop starts from."""
+        self._events.rewind(self.start - 1)
+        self._alarms.rewind(self.start - 1)
+        if self.rewind is not None:
+            self.rewind(self.start)
+        self._step = self.start - 1
 
     def __iter__(self) -> Iterator[int]:
         with self.console.progress(self.name, self.total, "step", done=self.start) as progress:
             self._progress = progress
-            for step in range(self.start, self.total):
-                if self.ended:
-                    break
-                self._step = step
+            while self._step + 1 < self.total and not self.ended:
+                self._step += 1
                 self._began = time.monotonic()
-                yield step
+                yield self._step
+
+    def skips(self, samples: Sequence[str], state: Mapping[str, Any] | None = None) -> bool:
+        """Whether this step is passed over, because a guard rolled back past it. If so it ends here: it is logged, and saved when it is time.
+
+        Args:
+            samples: names of what the step learns from.
+            state: what `state` is after a step that is passed over; None = as it is.
+        """
+        self._samples = tuple(samples)
+        if not self._turns.skips(self._step):
+            return False
+        self.state = self.state if state is None else dict(state)
+        turns = self._turns.until(self._step)
+        self._events.append(self._step, {"skipped": float(len(samples))}, samples)
+        self._events.append(self._step, {"rollbacks": float(len(turns))})
+        self._alarms.append([turn.alarm for turn in turns if turn.alarm.step == self._step])
+        self.last["rollbacks"] = float(len(turns))
+        self._advance(1)
+        self._save_if_due()
+        return True
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Around a step: where the learner refuses it, that is an alarm of the guards that are always on.
+
+        Raises:
+            StepRefused: the stage does not roll back.
+            TrainingStopped: it did so too often.
+        """
+        try:
+            yield
+        except StepRefused as refused:
+            alarm = Alarm(self._step, refused.metric, refused.value, math.inf, "stop", why=_listed("samples", refused.samples))
+            if not self._watch.rolls_back:
+                self._alarms.append([alarm])
+                raise
+            self._samples = ()  # the alarm names those that matter
+            self._roll_back(replace(alarm, action="rollback"))
 
     def done(self, metrics: Mapping[str, Measure | float], *, validation: Mapping[str, float] | None = None, score: float | None = None) -> None:
         """Ends the step: writes events, asks the guards, keeps the best, saves when it is time, obeys a signal.
@@ -115,7 +183,7 @@ class Loop:
             score: the one of them that decides what is best, lower is better.
 
         Raises:
-            TrainingStopped: a guard says so.
+            TrainingStopped: a guard says so, or has rolled back too often.
             Interrupted: a signal came; a checkpoint was written first.
         """
         seconds = time.monotonic() - self._began
@@ -127,17 +195,46 @@ class Loop:
         self._events.append(self._step, values)
         self.last |= values
         alarms = self._watch.feed(self._step, values)
+        if alarms and alarms[0].action == "rollback":
+            self._roll_back(alarms[0])
+            return
         self._alarms.append(alarms)
         for alarm in alarms:
             if alarm.action == "stop":
-                raise explain(alarm, self.name)
-            self.console.message(f"{self.name}: guard: {alarm.metric} is {alarm.value:.4g} at step {alarm.step}")
+                raise explain(alarm, self.name, self._told())
+            self.console.message(f"{self.name}: guard: {problem(alarm)}, at step {alarm.step}")
         if score is not None:
             self._compare(score)
-        if self._progress is not None:
-            shown = {n: values[n] for n in ("loss", "reward", "kl", "validation_loss") if n in values}
-            self._progress.advance(1, tokens=tokens, **shown)
+        self._advance(1, tokens, {n: values[n] for n in ("loss", "reward", "kl", "validation_loss") if n in values})
         self._save_if_due()
+
+    def _advance(self, steps: int, tokens: int = 0, shown: Mapping[str, float] | None = None) -> None:
+        if self._progress is not None:
+            self._progress.advance(steps, tokens=tokens, **(shown or {}))
+
+    def _told(self) -> str:
+        """The samples of this step, for a message."""
+        return _listed("; its samples:", self._samples)
+
+    def _roll_back(self, alarm: Alarm) -> None:
+        """Returns to a checkpoint before the steps that are to blame. From then on they are passed over; see run/turns.py.
+
+        Raises:
+            TrainingStopped: it has done so too often, or no step would be left.
+        """
+        turns = self._turns.after(alarm)
+        turn, stopped = turns.made[-1], replace(alarm, action="stop")
+        if len(turns.made) > self.max_rollbacks or all(map(turns.skips, range(self.total))):
+            self._alarms.append([stopped])
+            raise explain(stopped, self.name, f"{self._told()}; gave up after {len(self._turns.made)} rollbacks")
+        at = self._step
+        self._restore(checkpoint.before(self.directory.checkpoints, turn.first))
+        self._turns = turns
+        self._take_back()
+        self.save()  # the history that was left goes
+        passed = f"step {turn.first}" if turn.first == at else f"steps {turn.first} to {at}"
+        self.console.message(f"{self.name}: {problem(alarm)}; rolled back to step {self.start}, {passed} will be passed over{self._told()}")
+        self._advance(self.start - at)
 
     def _compare(self, score: float) -> None:
         """Keeps the trained parameters of the first learner when they are the best so far; ends when patience is out."""
@@ -153,7 +250,7 @@ class Loop:
         else:
             self.best.worse += 1
         if self.patience is not None and self.best.worse >= self.patience:
-            self.ended = self.state["_ended"] = True
+            self.state["_ended"] = True
             self.console.message(f"{self.name}: stopped early at step {self._step}: the best was step {self.best.step}")
 
     def _best_file(self, step: int) -> Path:
@@ -176,9 +273,11 @@ class Loop:
             "state": self.state,
             "best": asdict(self.best) | {"value": str(self.best.value)},
             "watch": self._watch.to_json(),
+            "turns": self._turns.to_json(),
             "last": {n: v for n, v in self.last.items() if math.isfinite(v)},
         }
-        checkpoint.save(self.directory.checkpoints, self._step + 1, tensors, state, keep=self.kept)
+        reach = REACH if self._watch.rolls_back else 0
+        checkpoint.save(self.directory.checkpoints, self._step + 1, tensors, state, keep=self.kept, reach=reach)
         spoken_of = {self._best_file(kept["best"]["step"]) for kept in checkpoint.states(self.directory.checkpoints)}
         for path in set(self.directory.checkpoints.glob("best-*")) - spoken_of:
             path.unlink()
@@ -200,3 +299,8 @@ class Loop:
         with torch.no_grad():
             for name, parameter in next(iter(self.learners.values())).state()["parameters"].items():
                 parameter.copy_(saved[name])
+
+
+def _listed(what: str, samples: Sequence[str]) -> str:
+    """The first samples by name; nothing when there are none."""
+    return f"{what} {', '.join(samples[:SHOWN])}{' ...' if len(samples) > SHOWN else ''}" if samples else ""

@@ -219,12 +219,19 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         "reward": float(np.mean([score.value for score in good])) if good else 0.0,
         "zero_spread": float(np.mean([max(row) - min(row) < SMALLEST_SPREAD for row in rows])) if rows else 0.0,
         "length": float(np.mean([len(r.completion) for r in rollouts])),
+        "repetition": float(np.mean([repetition(r.completion) for r in rollouts])),
         "cut": float(np.mean([r.finish != "stop" for r in rollouts])),
     }
     if len(good) < len(rollouts):
         out[f"reward/{FAILED}"] = 1 - len(good) / len(rollouts)
     parts = sorted({name for score in good for name in score.parts})
     return out | {f"reward/{name}": float(np.mean([score.parts[name] for score in good if name in score.parts])) for name in parts}
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """The share of runs of `n` tokens that came before in the same answer; 0 for an answer of fewer."""
+    runs = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def divergence(groups: Sequence[Group], columns: Columns) -> dict[str, float]:

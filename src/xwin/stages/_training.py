@@ -44,6 +44,9 @@ class Training(Stage):
     guards: tuple[Guard, ...] = ()
     """What to watch beside what is always watched."""
 
+    max_rollbacks: Annotated[int, Ge(0)] = 3
+    """Times that guards may roll the stage back; then it stops."""
+
 
 class RowTraining(Training):
     """Settings of every stage that trains on rows of data."""
@@ -59,6 +62,11 @@ class RowTraining(Training):
         if len(self.weights) in {0, sources}:
             return []
         return [("weights", f"{len(self.weights)} weights for {sources} sources", "give one for each source of `data`, in their order")]
+
+
+def names(samples: Sequence[Sample]) -> list[str]:
+    """What the samples are called where a person reads it: the two of a pair have one name."""
+    return list(dict.fromkeys(sample.bond or sample.id for sample in samples))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, Pref
 from xwin.stages._preference import Judged, from_labels, from_preferences, partners, recall, remember
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound, require_start
-from xwin.stages._training import RowTraining, Steps, cut
+from xwin.stages._training import RowTraining, Steps, cut, names
 from xwin.stages._work import Phase, Rows, Use
 from xwin.stages.sft import due, validate
 
@@ -110,10 +110,13 @@ class Preference(RowTraining):
         if loop.start == 0:
             self._check_start(learner, train, steps, ctx.template(self.init))
         for step in loop:
-            metrics = learner.step(train.batches(learner, steps.places[step], self.tokens_per_batch))
-            evaluate = held.rows and due(step, self.eval_every, len(steps))
-            validation = validate(learner, held.batches(learner, range(len(held.rows)), self.tokens_per_batch)) if evaluate else None
-            loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
+            if loop.skips(names(steps[step])):
+                continue
+            with loop.trial():
+                metrics = learner.step(train.batches(learner, steps.places[step], self.tokens_per_batch))
+                evaluate = held.rows and due(step, self.eval_every, len(steps))
+                validation = validate(learner, held.batches(learner, range(len(held.rows)), self.tokens_per_batch)) if evaluate else None
+                loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
         ctx.finish(learner, loop, "final", ctx.template_name(self.init))
 
     def _samples(self, ctx: Context, pairs: Refs, labelled: Refs) -> Pool:

@@ -24,7 +24,7 @@ from xwin.run.artifacts import RewardModel as RewardModelArtifact
 from xwin.seeds import permutation
 from xwin.stages._samples import Source, both, pooled
 from xwin.stages._start import UNTRAINED_TOLERANCE, require_sound, require_start
-from xwin.stages._training import RowTraining, cut
+from xwin.stages._training import RowTraining, cut, names
 from xwin.stages._work import Phase, Rows, Use
 from xwin.stages.sft import due, validate
 
@@ -80,12 +80,15 @@ class RewardModel(RowTraining):
         learner = ctx.learner(self.init, head="score", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
+            if loop.skips(names(steps[step])):
+                continue
             batches = pack(steps[step], tokens=self.tokens_per_batch, share=True)
             if step == 0:
                 self._check_start(learner, steps[0], batches, ctx.template(self.init))
-            metrics = learner.step(batches)
-            validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
-            loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
+            with loop.trial():
+                metrics = learner.step(batches)
+                validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
+                loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
         loop.restore_best()
         assert learner.model.head is not None
         learner.model.head.stats = measure(learner, some(rows, MEASURED, ctx.seed("stats")), self.tokens_per_batch)

@@ -255,24 +255,31 @@ class Rl(Training):
         context = {"the model's context": context_of(policy)}
         require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
         require_room(held, template, self.sampling.max_tokens, context)
-        loop = ctx.loop(
-            self._watched(), self.steps, team.learners(), state=asdict(RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0))
-        )
         log = RolloutLog(ctx.directory.rollouts)
-        log.rewind(loop.start)
+        begin = RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0)
+        loop = ctx.loop(self._watched(), self.steps, team.learners(), state=asdict(begin), rewind=log.rewind)
         for step in loop:
             state = RLState(**loop.state)
+            if loop.skips(*self._passed(ctx, prompts, state)):
+                continue
             writer.engine.load(policy.weights())  # so a resumed run never samples from stale weights
             drawn = self._draw(ctx, writer, prompts, state.rows_consumed)
             memory.trim()
             log.append(step, drawn.kept, dropped=drawn.dropped)
-            metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step))
-            memory.trim()
-            loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics)))
-            validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
-            loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
+            with loop.trial():
+                metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step))
+                memory.trim()
+                loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics)))
+                validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
+                loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
         writer.engine.close()
         ctx.finish(policy, loop, "final", ctx.template_name(self.init))
+
+    def _passed(self, ctx: Context, prompts: Sequence[Conversation], state: RLState) -> tuple[list[str], dict[str, Any]]:
+        """The prompts that a round may draw, by name, and the state after it when it is passed over: none of them is asked again."""
+        most = self.prompts_per_step * (self.refill.draws if self.refill else 1)
+        asked = placed(window(prompts, ctx.seed("prompts"), state.rows_consumed, most), state.rows_consumed)
+        return [prompt.id for prompt in asked], asdict(replace(state, rows_consumed=state.rows_consumed + most))
 
     def _watched(self) -> Rl:
         """These settings, with a guard on the engine that only warns where the credit corrects for what the engine does otherwise."""
@@ -347,10 +354,11 @@ class Rl(Training):
         values = [r.score.value for r in rollouts if r.score and not has_failed(r.score)]
         if not values:
             raise ScorerError("no answer to a validation prompt could be scored", f"{ctx.name}.scorer", "mend the scorer")
-        if len(values) < len(rollouts):
-            ctx.metrics["validation_failed"] = float(len(rollouts) - len(values))
-            ctx.console.message(f"{ctx.name}: {len(rollouts) - len(values)} of {len(rollouts)} validation answers could not be scored")
-        return {"validation_reward": sum(values) / len(values), "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
+        failed = len(rollouts) - len(values)
+        if failed:
+            ctx.console.message(f"{ctx.name}: {failed} of {len(rollouts)} validation answers could not be scored")
+        found = {"validation_reward": sum(values) / len(values), "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
+        return found | ({"validation_failed": float(failed)} if failed else {})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from xwin.objectives.sft import Sft as CrossEntropy
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound
-from xwin.stages._training import RowTraining, cut
+from xwin.stages._training import RowTraining, cut, names
 from xwin.stages._work import Phase, Rows, Use
 
 if TYPE_CHECKING:
@@ -74,12 +74,15 @@ class Sft(RowTraining):
         learner = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
+            if loop.skips(names(steps[step])):
+                continue
             batches = pack(steps[step], tokens=self.tokens_per_batch, share=True)
             if step == 0:
                 require_sound(learner, steps[0], batches, ctx.template(self.init, self.template), cut=self.too_long == "truncate")
-            metrics = learner.step(batches)
-            validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
-            loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
+            with loop.trial():
+                metrics = learner.step(batches)
+                validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
+                loop.done(metrics, validation=validation, score=validation["validation_loss"] if validation else None)
         ctx.finish(learner, loop, "final", self.template)
 
     def _samples(self, ctx: Context, *refs: str) -> Pool:
