@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwin.models.hub import fetch
+from xwin.recipe.fields import references
 from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
 from xwin.recipe.schema import Read, read_recipe
 from xwin.run import memory
+from xwin.run.artifacts import Network
 from xwin.run.directory import RunDirectory, StageRecord
 from xwin.run.facts import final_table, read_run
 from xwin.run.manifest import command, git_state, hardware, versions
@@ -21,6 +23,9 @@ from xwin.stages._inputs import Resolved
 
 if TYPE_CHECKING:
     from xwin.run.console import Console
+
+LEARNED = ("data", "prompts")
+"""Fields of a training stage that name what it learns from; its other data only validates."""
 
 
 def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Console) -> RunDirectory:
@@ -84,19 +89,20 @@ class _Execution:
                 stage.directory.tidy()
                 self.console.skipped(stage.name, stage.reason)
             else:
-                self.one(stage, {ref: replace(found, path=models.get(ref, found.path)) for ref, found in stage_inputs.items()})
+                inputs = {ref: replace(found, path=models.get(ref, found.path)) for ref, found in stage_inputs.items()}
+                self.one(stage, inputs, learned(stage, done))
                 memory.release()
             done[stage.name] = stage
             self.plan.run.gather_events(self.plan.order)
 
-    def one(self, stage: PlannedStage, inputs: Mapping[str, Resolved]) -> None:
-        """Runs one stage to its end and publishes it."""
+    def one(self, stage: PlannedStage, inputs: Mapping[str, Resolved], learned: Mapping[str, Resolved]) -> None:
+        """Runs one stage to its end and publishes it. `learned` is what the models it is given were trained on."""
         from xwin.stages._context import Context  # brings torch: only when there is work
 
         begun = time.monotonic()
         self.console.stage(stage.name, stage.spec.kind, stage.summary)
         recipe = self.plan.read.recipe
-        context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop)
+        context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop, learned=learned)
         stage.spec.run(context)
         seconds = time.monotonic() - begun
         record = stage.directory.publish(context.metrics, seconds=seconds)
@@ -110,6 +116,24 @@ class _Execution:
             self.console.message(f"model {ref}: {source.path}")
             folders[ref] = fetch(source, self.plan.read.source.folder)
         return folders
+
+
+def learned(stage: PlannedStage, done: Mapping[str, PlannedStage]) -> dict[str, Resolved]:
+    """The data that the stages before `stage`, near and far, train networks on: "stage: reference" -> where it lies."""
+    before: dict[str, PlannedStage] = {}
+    left = list(stage.needs)
+    while left:
+        name = left.pop()
+        if name not in before:
+            before[name] = done[name]
+            left += done[name].needs
+    found: dict[str, Resolved] = {}
+    for name, maker in before.items():
+        inputs = ready(maker, done)
+        if any(issubclass(made, Network) for made in maker.spec.makes.values()):
+            read = [r for r in references(type(maker.spec), maker.spec) if r.place[0] in LEARNED]
+            found |= {f"{name}: {r.text}": inputs[r.text] for r in read}
+    return dict(sorted(found.items()))
 
 
 def _record(stage: PlannedStage) -> StageRecord:
