@@ -47,7 +47,7 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
     training: Training = None,
     as_json: AsJson = False,
 ) -> None:
-    """Foundation tasks by EleutherAI's lm-eval, computed by our own network: MMLU 5-shot, ARC 25-shot, HellaSwag 10-shot, TruthfulQA mc2, GSM8K, IFEval.
+    """Foundation tasks by EleutherAI's lm-eval, computed by our own network and engine, with standard errors and 95 % intervals.
 
     Examples:
 

@@ -144,7 +144,7 @@ class PackedLM(HFLM):
         if unknown:
             raise UserError(f"the task asks for a way to draw text that our engine does not have: {', '.join(unknown)}")
         until = handle_stop_sequences(known["until"], eos=self.tok_decode([self.eot_token_id], skip_special_tokens=False))  # type: ignore[arg-type]
-        sampling = Sampling(temperature=known["temperature"], top_p=known.get("top_p", 1.0), max_tokens=known["max_gen_toks"])
+        sampling = Sampling(temperature=known.get("temperature", 0.0), top_p=known.get("top_p", 1.0), max_tokens=known["max_gen_toks"])
         room = self.max_length - sampling.max_tokens
         if room < 1:
             what = f"the task writes up to {sampling.max_tokens} tokens, and the model reads {self.max_length}"

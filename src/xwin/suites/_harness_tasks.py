@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from xwin.errors import DataError, UserError
+from xwin.errors import DataError, MissingExtra, UserError
 from xwin.suites._harness_data import LAYOUTS, Asked, Row, read_split
 
 SHOTS: Mapping[str, int] = {"mmlu": 5, "arc_challenge": 25, "hellaswag": 10, "truthfulqa_mc2": 0, "gsm8k": 5, "ifeval": 0}
@@ -62,7 +63,7 @@ def load_tasks(asked: Asked) -> Loaded:
         mmlu = {task: category for category, tag in CATEGORIES.items() for task in sorted(index[tag].tags)}
         settings = [each for name in asked.tasks for each in _settings(name, asked.folder, mmlu)]
         if "ifeval" in asked.tasks:
-            _require_sentences(asked.folder)
+            _require_ifeval(asked.folder)
         try:
             loaded = manager.load({"group": "asked", "task": settings})["tasks"]
         except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
@@ -133,8 +134,11 @@ def _dataset(rows: Mapping[str, Sequence[Row]]) -> Any:
     return lambda **_: {split: datasets.Dataset.from_list(list(mine)) for split, mine in rows.items()}
 
 
-def _require_sentences(folder: Path | None) -> None:
-    """IFEval counts sentences by NLTK, whose model is data and comes apart from the package."""
+def _require_ifeval(folder: Path | None) -> None:
+    """IFEval guesses languages, and counts sentences by NLTK, whose model is data and comes apart from the package."""
+    for package in ("langdetect", "immutabledict"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "eval")
     if folder is not None and (folder / "nltk_data").is_dir() and str(folder / "nltk_data") not in nltk.data.path:
         nltk.data.path.append(str(folder / "nltk_data"))
     try:
