@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from xwin.data.batch import pack
-from xwin.errors import DataError, UserError
+from xwin.errors import DataError, ModelError, UserError
 from xwin.models import causal
 from xwin.models.hub import ModelSource, fetch
 from xwin.models.tuning import Frozen
@@ -183,7 +183,12 @@ def test_instructions_are_checked_and_counted(ours: PackedLM, rows: Path, tmp_pa
     benchmark_rows.sentence_splitter(tmp_path)
     monkeypatch.setattr(nltk.data, "path", [])
     asked = Asked(("ifeval",), tmp_path)
-    found = {row.metric: row for row in task_rows("m", answer(ours, load_tasks(asked), asked), {})}
+    loaded = load_tasks(asked)
+    with pytest.raises(ModelError, match="writes up to 1280 tokens, and the model reads 1024"):
+        answer(ours, loaded, asked)
+    loaded = load_tasks(asked)
+    loaded.tasks["ifeval"].set_config("generation_kwargs", {"max_gen_toks": 40}, update=True)
+    found = {row.metric: row for row in task_rows("m", answer(ours, loaded, asked), {})}
     assert list(found) == ["task/ifeval", *(f"task/ifeval/{m}_acc" for m in ("inst_level_strict", "prompt_level_loose", "inst_level_loose"))]
     assert found["task/ifeval"].n == 2
     assert found["task/ifeval/inst_level_strict_acc"].note.endswith("3 instructions")

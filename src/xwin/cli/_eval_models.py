@@ -55,6 +55,8 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
 
       xwin eval harness hf:org/name --tasks gsm8k,ifeval --chat --limit 100 --json
     """
+    from xwin.distributed.world import World
+    from xwin.learning.learner import Learner
     from xwin.models import causal
     from xwin.models.hub import ModelSource, fetch
     from xwin.models.tuning import Frozen
@@ -66,8 +68,8 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
 
     texts = questions(loaded, limit) if training else {}
     folder = fetch(ModelSource(path=find(model).path), relative_to=Path.cwd())
-    network = causal.load(folder, head="language", tuning=Frozen(), dtype=dtype.value)
-    rows = evaluate_model(model, network, folder, loaded, asked)
+    learner = Learner(causal.load(folder, head="language", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
+    rows = evaluate_model(model, learner.model, folder, loaded, asked)
     _report([*rows, *_overlap(texts, training)], as_json=as_json)
 
 

@@ -12,6 +12,7 @@ from xwin.models.hub import fetch
 from xwin.recipe.fields import references
 from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
 from xwin.recipe.schema import Read, read_recipe
+from xwin.run import _boards as boards
 from xwin.run import memory
 from xwin.run.artifacts import Network
 from xwin.run.directory import RunDirectory, StageRecord
@@ -60,10 +61,19 @@ def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Cons
 
 
 def _show_results(run: RunDirectory, console: Console) -> None:
-    """The final table, and accuracy by family: cells are the value with its 95 % interval."""
-    rows = [asdict(cell) for cell in read_run(run.path).table]
+    """The final table, accuracy by family, and what suites with questions of their own found: cells are the value with its 95 % interval."""
+    cells = read_run(run.path).table
+    rows = [asdict(cell) for cell in cells]
     families = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("accuracy/")))
-    for title, table in (("results (95 % intervals)", final_table(rows)), ("accuracy by family", final_table(rows, families) if families else [])):
+    tables = {
+        "results (95 % intervals)": final_table(rows),
+        "accuracy by family": final_table(rows, families) if families else [],
+        "foundation tasks, %": boards.foundation(cells),
+        "tasks, % (95 % intervals)": boards.tasks(cells),
+        "reward models (95 % intervals)": boards.reward_sets(cells),
+        "overlap with training data": boards.contamination(cells),
+    }
+    for title, table in tables.items():
         if len(table) > 1:
             console.table(title, table[0], table[1:])
 

@@ -52,7 +52,7 @@ def foundation(table: Sequence[Cell]) -> Grid:
 
 
 def tasks(table: Sequence[Cell]) -> Grid:
-    """Every task that is measured as a whole, with its interval, standard error in the note, and n; models side by side."""
+    """Every task that is measured as a whole, with its interval and n; models side by side."""
     named = dict.fromkeys(c.metric for c in table if c.metric.startswith("task/") and c.metric.count("/") == 1)
     return side_by_side(table, "task", {metric: metric.removeprefix("task/") for metric in named})
 
@@ -88,7 +88,7 @@ def categories(table: Sequence[Cell], prefix: str, models: Sequence[str]) -> tup
         prefix: what the metrics begin with: "accuracy/", "win_rate/", "task/mmlu/".
         models: the bars, in order.
     """
-    cells = {(c.model, c.metric): c for c in table if c.metric.startswith(prefix)}
+    cells = {(c.model, c.metric): c for c in table if c.metric.startswith(prefix) and "/" not in c.metric[len(prefix) :]}
     metrics = list(dict.fromkeys(metric for _, metric in cells))
     rows = [list(_bars(cells, metric, models)) for metric in metrics]
     return [metric.removeprefix(prefix) for metric in metrics], rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -43,10 +44,11 @@ class Harness(Suite):
         workshop = evidence.workshop
         assert workshop is not None
         asked = self._asked(evidence)
-        rows = []
+        rows: dict[str, list[Row]] = {}
         for name, ref in evidence.models.items():
-            rows += evaluate_model(name, workshop.frozen(ref).model, workshop.path(ref), load(asked), asked)
-        return rows
+            if ref not in rows:  # two rows of one network, asked in two templates, say, are one here
+                rows[ref] = evaluate_model(name, workshop.frozen(ref).model, workshop.path(ref), load(asked), asked)
+        return [replace(row, model=name) for name, ref in evidence.models.items() for row in rows[ref]]
 
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
         loaded = load(self._asked(evidence))
