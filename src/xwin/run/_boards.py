@@ -26,9 +26,15 @@ REWARD: Mapping[str, str] = {
 """What is measured of a reward model on a set of pairs."""
 
 
+def rated(table: Sequence[Cell]) -> list[Cell]:
+    """The win rates that models are ranked by: a judge's where one was asked, else the gold scorer's."""
+    found = {metric: [c for c in table if c.metric == metric] for metric in ("judged", "win_rate")}
+    return found["judged"] or found["win_rate"]
+
+
 def leaderboard(table: Sequence[Cell]) -> Grid:
     """Models by their win rate, the best first, with interval, length and n; empty where no win rate was measured."""
-    ranked = sorted((c for c in table if c.metric == "win_rate"), key=lambda c: -c.value)
+    ranked = sorted(rated(table), key=lambda c: -c.value)
     lengths = {c.model: c for c in table if c.metric == "length"}
     against = dict.fromkeys(c.against for c in ranked if c.against)
     head = ["model", "win rate, %" + (f", against {next(iter(against))}" if len(against) == 1 else ""), "length, tokens", "n"]
@@ -76,8 +82,7 @@ def contamination(table: Sequence[Cell]) -> Grid:
 def win_rate_dots(table: Sequence[Cell]) -> list[plots.Dot]:
     """Each model's win rate over its length, both as far as they are known, in the order of the table."""
     lengths = {c.model: c.value for c in table if c.metric == "length"}
-    ranked = [c for c in table if c.metric == "win_rate" and c.model in lengths]
-    return [plots.Dot(c.model, lengths[c.model], 100 * c.value, 100 * c.low, 100 * c.high) for c in ranked]
+    return [plots.Dot(c.model, lengths[c.model], 100 * c.value, 100 * c.low, 100 * c.high) for c in rated(table) if c.model in lengths]
 
 
 def categories(table: Sequence[Cell], prefix: str, models: Sequence[str]) -> tuple[list[str], list[list[plots.Whisker]]]:

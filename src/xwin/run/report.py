@@ -244,7 +244,7 @@ def _result(stage: StageFacts) -> Result:
 def _comparisons(stage: StageFacts) -> Iterator[Figure]:
     """Accuracy and win rate with their intervals, win rate against length, and bars by category."""
     metrics = ordered([cell.metric for cell in stage.table])
-    for metric in (m for m in metrics if m in {"accuracy", "win_rate"}):
+    for metric in (m for m in metrics if m in {"accuracy", "win_rate", "judged"}):
         yield _dots(stage.name, stage.table, metric)
     if dots := boards.win_rate_dots(stage.table):
         svg = plots.scatter(f"{stage.name}/win rate and length", dots, x="length, tokens", y="win rate, %")
@@ -270,7 +270,7 @@ def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:
     cells = [c for c in table if c.metric == metric]
     rows = [plots.Whisker(c.model, 100 * c.value, 100 * c.low, 100 * c.high) for c in cells]
     counts = sorted({c.n for c in cells})
-    whole = {"accuracy": "accuracy, all families", "win_rate": "win rate"}
+    whole = {"accuracy": "accuracy, all families", "win_rate": "win rate", "judged": "win rate, judged"}
     name = whole.get(metric, metric.removeprefix("accuracy/"))
     return Figure(name, f"%, n = {' or '.join(map(str, counts))}", "", Markup(plots.whiskers(f"{stage}/{metric}", rows, low=-2, high=102)))
 
