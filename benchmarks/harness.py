@@ -6,6 +6,7 @@ prompts) is left out. The likelihoods must agree: their sum is stated. lm-eval r
 Needs `pip install 'xwin-lm[eval]'` and the rows of ../shared/data (or XWIN_TEST_DATA).
 """
 
+# pyright: reportCallIssue=false, reportAbstractUsage=false - lm-eval's decorator hides what its model class is
 from __future__ import annotations
 
 import os

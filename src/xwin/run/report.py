@@ -36,6 +36,8 @@ CURVES: Mapping[str, tuple[str, ...]] = {
 OVERLAYS: Mapping[str, str] = {"loss": "validation_loss", "accuracy": "validation_accuracy"}
 """Metric -> its held-out twin, drawn on the same axes."""
 
+SAID_ELSEWHERE = ("overlap/", "task/", "rm_accuracy/", "longer_wins/", "rm_length_matched/")
+"""Metrics whose notes stand in a table, or say what its columns say."""
 CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/")
 """What the metrics begin with whose categories are drawn side by side."""
 
@@ -236,7 +238,7 @@ def _result(stage: StageFacts) -> Result:
         ("Reward models, on sets of preferences", boards.reward_sets(stage.table)),
         ("Overlap with training data", boards.contamination(stage.table)),
     )
-    noted = (c for c in stage.table if c.note and not c.metric.startswith(("overlap/", "task/")))
+    noted = (c for c in stage.table if c.note and not c.metric.startswith(SAID_ELSEWHERE))
     notes = tuple(dict.fromkeys(f"{c.model}, {c.metric}: {c.note}" for c in noted))
     return Result(stage.name, tuple(t for t in tables if t[1]), tuple(_comparisons(stage)), notes)
 

@@ -4,6 +4,8 @@ What is asked, how it is split into tokens and where it is cut is lm-eval's own 
 arithmetic: nothing is padded, and what requests have in common (the shots of a subject, the question of several choices) is computed once.
 """
 
+# lm-eval's decorator hides what its model class is from the type checker:
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportAbstractUsage=false
 from __future__ import annotations
 
 import json
@@ -124,11 +126,11 @@ class PackedLM(HFLM):
         """A text for each request, cut before the first of its stop strings."""
         kinds: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+            kinds.setdefault(json.dumps(_arguments(request)[1], sort_keys=True), []).append(number)
         found = [""] * len(requests)
         with tqdm(total=len(requests), desc="generation", file=self.stream, disable=disable_tqdm) as progress:
             for text, numbers in kinds.items():
-                for number, answer in self._generate({n: requests[n].args[0] for n in numbers}, json.loads(text)):
+                for number, answer in self._generate({n: _arguments(requests[n])[0] for n in numbers}, json.loads(text)):
                     found[number] = answer
                     progress.update()
         return found
@@ -144,7 +146,9 @@ class PackedLM(HFLM):
         if unknown:
             raise UserError(f"the task asks for a way to draw text that our engine does not have: {', '.join(unknown)}")
         until = handle_stop_sequences(known["until"], eos=self.tok_decode([self.eot_token_id], skip_special_tokens=False))  # type: ignore[arg-type]
-        sampling = Sampling(temperature=known.get("temperature", 0.0), top_p=known.get("top_p", 1.0), max_tokens=known["max_gen_toks"])
+        sampling = Sampling(
+            temperature=known.get("temperature", 0.0), top_p=known.get("top_p", 1.0), max_tokens=known.get("max_gen_toks", self.max_gen_toks)
+        )
         room = self.max_length - sampling.max_tokens
         if room < 1:
             what = f"the task writes up to {sampling.max_tokens} tokens, and the model reads {self.max_length}"
@@ -176,6 +180,11 @@ class StopStrings:
             return False
         text = self.model.tok_decode(list(tokens[-self.tail :]), skip_special_tokens=False)  # type: ignore[arg-type]
         return any(string in text for string in self.strings)
+
+
+def _arguments(request: Instance) -> tuple[Any, ...]:
+    """(context, settings) of a generation."""
+    return request.args
 
 
 Group = list[tuple[tuple[int, ...], list[int]]]

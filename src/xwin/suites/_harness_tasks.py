@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import lm_eval.tasks
 import nltk
+from datasets.exceptions import DatasetNotFoundError
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
@@ -66,7 +67,7 @@ def load_tasks(asked: Asked) -> Loaded:
             _require_ifeval(asked.folder)
         try:
             loaded = manager.load({"group": "asked", "task": settings})["tasks"]
-        except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        except (OSError, ValueError, DatasetNotFoundError) as error:
             if asked.folder is not None:
                 raise
             what = f"the rows cannot be had from the hub: {str(error).splitlines()[0]}"
@@ -88,7 +89,7 @@ def answer(model: LM, loaded: Loaded, asked: Asked) -> Mapping[str, Sequence[Map
             apply_chat_template=asked.chat,
             fewshot_as_multiturn=True,
         )
-    assert found is not None
+    assert found is not None and "samples" in found
     return found["samples"]
 
 
@@ -96,7 +97,7 @@ def questions(loaded: Loaded, limit: int | None) -> dict[str, list[str]]:
     """What each task asks: MMLU's subjects together."""
     texts: dict[str, list[str]] = {}
     for name, task in loaded.tasks.items():
-        rows = list(task.eval_docs)[:limit]
+        rows: list[Any] = list(task.eval_docs)[:limit]
         texts.setdefault("mmlu" if name in loaded.categories else name, []).extend(_question(row) for row in rows)
     return texts
 

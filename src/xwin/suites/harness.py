@@ -96,5 +96,5 @@ def evaluate_model(name: str, model: PackedModel, folder: Path, loaded: Loaded, 
     from xwin.suites._harness_tasks import answer, quiet
 
     with quiet():
-        harnessed = PackedLM(model, folder)
+        harnessed = PackedLM(model, folder)  # pyright: ignore[reportAbstractUsage] - lm-eval's decorator hides its class
     return task_rows(name, answer(harnessed, loaded, asked), loaded.categories)
