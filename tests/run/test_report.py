@@ -104,7 +104,7 @@ def test_each_metric_has_a_plot_with_unit_and_meaning(page):
     assert "KL to the reference per answer" in text
     assert "2 of 120 values were not finite" in text
     assert "held-out" in text
-    assert page.count("<svg") == 7 + 2 * 5 + 7 + 14  # accuracy and families; each sft; rm; ppo: a validation curve lies on its training curve
+    assert page.count("<svg") == 7 + 3 + 2 * 5 + 7 + 14  # accuracy, families; boards; each sft; rm; ppo (validation on its training curve)
 
 
 def test_alarms_are_listed_and_none_is_said(page, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from suites import benchmark_rows
 from transformers import AutoModelForCausalLM
 
 from xwin.data.rollout import rollout_from_json
@@ -188,3 +189,70 @@ def test_rows_that_make_no_sense_are_refused(tmp_path: Path, tiny_folder: Path, 
 def test_the_name_of_a_row_cannot_lead_out_of_the_stage(name: str) -> None:
     with pytest.raises(ValidationError):
         Contender(name=name, model="base")
+def test_several_answers_without_a_picker_give_pass_at_k(tmp_path: Path, tiny_folder: Path) -> None:
+    """Of q0 the first answer passes and the second does not, of q1 the reverse: the first answer of each is its one answer."""
+    write(tmp_path / "prompts.jsonl", prompts(2, LIMIT))
+    answers = {f"q{i}": [ids([GOOD, BAD][(i + k) % 2]) for k in range(2)] for i in range(2)}
+    stage = {
+        **REPORT,
+        "engine": {"kind": "scripted", "answers": answers},
+        "contenders": [{"name": "base", "model": "base", "n": 2}],
+        "suites": [{"kind": "accuracy", "pass_at": [1, 2]}],
+    }
+    found = table(carry_out(tmp_path, tiny_folder, {"report": stage}))
+    assert {key[1]: row["value"] for key, row in found.items()} == {"accuracy": 0.5, "accuracy/word_limit": 0.5, "pass@1": 0.5, "pass@2": 1.0}
+
+
+def test_what_is_missing_for_a_suite_is_said_when_the_recipe_is_read(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "prompts.jsonl", prompts(1))
+    more = {**REPORT, "suites": [{"kind": "accuracy", "maj_at": [4]}]}
+    assert "a suite needs 4 answers to a prompt, and no row gives more than 1" in str(failure(tmp_path, tiny_folder, {"report": more}))
+    bare = str(failure(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "contenders": [{"name": "base", "model": "base"}]}}))
+    assert all(f"stages.report.{name}: is needed: a suite reads answers to prompts" in bare for name in ("prompts", "gold", "reference"))
+
+
+def test_questions_that_the_models_were_trained_on_are_counted(tmp_path: Path, tiny_folder: Path) -> None:
+    """Of two test prompts one stands in the data of sft; the data that only validates does not count."""
+    asked = [{"id": f"q{i}", "prompt": f"Please tell me in a few plain words number {i} what the old man buys.", "meta": LIMIT} for i in range(2)]
+    write(tmp_path / "prompts.jsonl", asked)
+    chat = [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "yes"}]} for row in asked]
+    write(tmp_path / "chat.jsonl", chat[:1])
+    write(tmp_path / "held.jsonl", chat[1:])
+    stages = {
+        "sft": {"kind": "sft", "init": "base", "data": "./chat.jsonl", "validation": "./held.jsonl", "epochs": 1},
+        "report": {**REPORT, "engine": {"kind": "scripted", "other": ids(GOOD)}, "contenders": [{"name": "sft", "model": "sft"}], "reference": "sft"},
+    }
+    row = table(carry_out(tmp_path, tiny_folder, stages))["training data", "overlap/prompts"]
+    assert (row["value"], row["n"]) == (0.5, 2)
+    assert row["note"].startswith("1 in 1 rows of sft: ./chat.jsonl, as row 1: please tell me")
+
+
+def test_foundation_tasks_need_no_prompts(tmp_path: Path, tiny_folder: Path) -> None:
+    benchmark_rows.folder(tmp_path / "rows")
+    suite = {"kind": "harness", "tasks": ["truthfulqa_mc2"], "data": "./rows", "limit": 2}
+    stage = {"kind": "evaluate", "contenders": [{"name": "tiny", "model": "base"}], "suites": [suite]}
+    found = table(carry_out(tmp_path, tiny_folder, {"report": stage}))
+    assert list(found) == [("tiny", "task/truthfulqa_mc2")]
+    assert found["tiny", "task/truthfulqa_mc2"]["n"] == 2
+    assert 0 < found["tiny", "task/truthfulqa_mc2"]["stderr"] < 1
+
+
+def test_a_reward_model_on_sets_of_preferences(judged: Done, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It likes the wrong answers, which are the longer ones; in a set turned round it is always right. From a recipe and from the command line."""
+    from xwin.cli.main import main
+
+    model = str(judged.stage("rm") / "final")
+    write(tmp_path / "wrong.jsonl", pairs(GOOD, BAD, 6))
+    write(tmp_path / "turned.jsonl", pairs(BAD, GOOD, 6))
+    suite = {"kind": "reward_model", "model": model, "sets": {"wrong": "./wrong.jsonl", "turned": "./turned.jsonl"}}
+    found = table(carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}}))
+    values = {metric: row["value"] for (_, metric), row in found.items()}
+    assert (values["rm_accuracy/wrong"], values["rm_accuracy/turned"]) == (0.0, 1.0)
+    assert (values["longer_wins/wrong"], values["longer_wins/turned"]) == (0.0, 1.0)
+    assert values["rm_overconfidence/wrong"] > 0.5 > 0 > values["rm_overconfidence/turned"]
+    monkeypatch.setattr("sys.argv", ["xwin", "eval", "reward-model", model, str(tmp_path / "wrong.jsonl"), "--json"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    said = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert said == {metric: pytest.approx(value) for metric, value in values.items() if metric.endswith("/wrong")}

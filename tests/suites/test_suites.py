@@ -1,9 +1,16 @@
 """Rows of the table from evidence made by hand. Intervals and p-values are worked out in the comments, not by the code under test."""
 
+import math
+from itertools import combinations
+
+import numpy as np
 import pytest
 
 from xwin.data.conversation import Conversation, Message
-from xwin.suites.accuracy import Accuracy
+from xwin.errors import DataError
+from xwin.suites._contamination import overlap_rows
+from xwin.suites._reward_pairs import Pair, accuracy_rows, calibration_error, confidence_row
+from xwin.suites.accuracy import Accuracy, majority_at, pass_at
 from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
 from xwin.suites.preferences import Preferences
@@ -23,7 +30,7 @@ def answers(passed: list[bool]) -> list[Answer]:
 def evidence(models: dict[str, list[Answer]], **fields: object) -> Evidence:
     count = len(next(iter(models.values())))
     prompts = [prompt(f"p{i}", "even" if i % 2 == 0 else "odd") for i in range(count)]
-    return Evidence(prompts, models, **{"before": {}, "reference": next(iter(models)), "samples": ()} | fields)  # type: ignore[arg-type]
+    return Evidence(prompts, models, **{"before": {}, "reference": next(iter(models)), "samples": {}} | fields)  # type: ignore[arg-type]
 
 
 def rows(suite: Suite, given: Evidence) -> dict[tuple[str, str], Row]:
@@ -92,18 +99,132 @@ def test_reward_model_accuracy_counts_pairs_within_a_prompt_and_ties_one_half() 
         [Answer("bb", F, 1, reward=0.5), Answer("cc", T, 1, reward=-0.5)],
         [Answer("d", T, 1, reward=1.0), Answer("dd", T, 1, reward=0.0)],
     ]
-    found = rows(Preferences(), evidence({"sft": answers([T, T, T])}, samples=samples))
+    found = rows(Preferences(), evidence({"sft": answers([T, T, T])}, samples={"best": samples}))
     accuracy, longer = found["reward model", "rm_accuracy"], found["reward model", "longer_wins"]
     assert (accuracy.value, accuracy.n, accuracy.note) == (0.375, 2, "3 pairs of 2 prompts")
     assert (longer.value, longer.low, longer.high) == (0.5, 0.5, 0.5)
+    assert (found["reward model", "rm_length_matched"].value, found["reward model", "rm_length_matched"].n) == (0.0, 1)  # only "cc" and "bb"
 
 
 def test_without_mixed_answers_there_is_no_reward_model_row() -> None:
     samples = [[Answer("a", T, 1, reward=1.0), Answer("b", T, 1, reward=0.0)]]
-    assert Preferences().measure(evidence({"sft": answers([T])}, samples=samples)) == []
+    assert Preferences().measure(evidence({"sft": answers([T])}, samples={"best": samples})) == []
 
 
 def test_a_row_of_the_file_holds_only_what_is_known() -> None:
     assert Row("ppo", "kl", 0.0, -1.0, 1.0, 4).to_json() == {"model": "ppo", "metric": "kl", "value": 0.0, "low": -1.0, "high": 1.0, "n": 4}
     tested = Row("ppo", "accuracy", 0.5, 0.1, 0.9, 4, p=0.0, against="sft", note="3 pairs")
     assert tested.to_json() == {**Row("ppo", "accuracy", 0.5, 0.1, 0.9, 4).to_json(), "p": 0.0, "against": "sft", "note": "3 pairs"}
+
+
+def test_pass_at_k_is_the_share_of_draws_of_k_that_hold_a_right_answer() -> None:
+    """Against every draw of k answers, one by one."""
+    for n in range(1, 7):
+        for right in range(n + 1):
+            for k in range(1, n + 1):
+                draws = list(combinations([True] * right + [False] * (n - right), k))
+                assert pass_at(k, n, right) == pytest.approx(sum(map(any, draws)) / len(draws)), (n, right, k)
+
+
+def test_pass_at_k_does_not_overflow() -> None:
+    """One right of n: k / n."""
+    assert pass_at(1000, 100_000, 1) == pytest.approx(0.01)
+
+
+def votes(*given: tuple[str, bool]) -> list[Answer]:
+    return [Answer(f"So the answer is {text}.", passed, 1) for text, passed in given]
+
+
+def test_the_majority_is_over_final_answers_and_not_over_texts() -> None:
+    """0.50 and 1/2 are one vote for the same number; what gives no number does not vote."""
+    four = [*votes(("0.50", T), ("3", F), ("1/2", T)), Answer("I do not know", F, 1)]
+    assert majority_at(4, "1/2", four) == 1.0
+    assert majority_at(1, "1/2", four) == 0.5  # right, wrong, right, no vote
+
+
+def test_of_equal_votes_the_first_counts_and_no_vote_is_no_majority() -> None:
+    assert majority_at(2, "7", votes(("8", F), ("7", T))) == 0.0
+    assert majority_at(2, "7", votes(("7", T), ("8", F))) == 1.0
+    assert majority_at(2, "7", [Answer("who knows", F, 1)] * 2) == 0.0
+
+
+def test_maj_at_k_is_the_mean_over_groups_of_k_in_a_row() -> None:
+    """7 8 8 elects 8; 7 7 8 elects 7; the last is left over."""
+    row = votes(("7", T), ("8", F), ("8", F), ("7", T), ("7", T), ("8", F), ("7", T))
+    assert majority_at(3, "7", row) == 0.5
+
+
+def asked(answer: object) -> Conversation:
+    return Conversation("q", (Message("user", "?"),), meta={} if answer is None else {"answer": answer})
+
+
+def test_pass_and_majority_rows_of_models_that_gave_enough_answers() -> None:
+    """Of 2 prompts with 1 and 2 right of 2: pass@1 .75, pass@2 1; maj@2 the first answer of the first prompt; the second has nothing to vote on."""
+    samples = {"many": [votes(("7", T), ("8", F)), votes(("x", T), ("y", T))], "few": [votes(("7", T)), votes(("7", F))]}
+    given = Evidence([asked(7), asked(None)], {"many": answers([T, T])}, {}, "many", samples)
+    found = rows(Accuracy(pass_at=(1, 2), maj_at=(2,)), given)
+    assert [(key, round(row.value, 6), row.n) for key, row in found.items() if "@" in key[1]] == [
+        (("many", "pass@1"), 0.75, 2),
+        (("many", "pass@2"), 1.0, 2),
+        (("many", "maj@2"), 1.0, 1),
+        (("few", "pass@1"), 0.5, 2),
+    ]
+    assert Accuracy(pass_at=(1, 8), maj_at=(4,)).least_samples() == 8
+    assert Accuracy().least_samples() == 1
+
+
+def test_a_majority_needs_a_right_answer_to_compare_with() -> None:
+    given = Evidence([asked(None)], {"many": answers([T])}, {}, "many", {"many": [votes(("7", T), ("8", F))]})
+    with pytest.raises(DataError, match="no prompt has a right answer to vote on"):
+        Accuracy(maj_at=(2,)).measure(given)
+
+
+def pair(prompt: str, chosen: float, rejected: float, chars: tuple[int, int] = (10, 20)) -> Pair:
+    return Pair(prompt, chosen, rejected, chars)
+
+
+def test_reward_rows_stand_beside_length() -> None:
+    """Two pairs of p: right and wrong; q: a tie of equal length. Longer: 0, 1, 1/2. Only q and the second of p are of one length (100 and 91)."""
+    pairs = [pair("p", 1, 0), pair("p", 0, 1, (100, 91)), pair("q", 2, 2, (7, 7))]
+    found = {row.metric: row for row in accuracy_rows("rm", "hh", pairs)}
+    assert list(found) == ["rm_accuracy/hh", "longer_wins/hh", "rm_length_matched/hh"]
+    assert [(row.value, row.n, row.note) for row in found.values()] == [
+        (0.5, 2, "3 pairs of 2 prompts"),
+        (0.5, 2, "3 pairs of 2 prompts"),
+        (0.25, 2, "2 pairs of 2 prompts"),
+    ]
+    assert [row.metric for row in accuracy_rows("rm", "hh", pairs[:1])] == ["rm_accuracy/hh", "longer_wins/hh"]
+
+
+def test_confidence_is_the_chance_that_bradley_terry_gives() -> None:
+    """Differences of ln 3: confidence 3/4 each. Right in one of two: 1/4 too sure, all in one bin. Far apart it is 1, and no overflow."""
+    row = confidence_row("rm", "", [pair("p", math.log(3), 0), pair("q", 0, math.log(3))])
+    assert (row.metric, row.value, row.n) == ("rm_overconfidence", pytest.approx(0.25), 2)
+    assert row.note == "confidence 0.750, accuracy 0.500, expected calibration error 0.250"
+    assert confidence_row("rm", "", [pair("p", 1e6, -1e6), pair("q", 1e6, -1e6)]).value == pytest.approx(0.0)
+
+
+def test_the_calibration_error_adds_the_gaps_of_the_bins() -> None:
+    """Bin .5 to .6: 2 pairs at .55, 1 right, gap .05 * 2 = .1. Bin .9 to 1: 2 at .95 and 1., both wrong, gap 1.95. (.1 + 1.95) / 4."""
+    assert calibration_error(np.array([0.55, 0.55, 0.95, 1.0]), np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.5125)
+
+
+QUESTION = "a man walks into a shop and buys seven red apples for his old mother"
+
+
+def test_questions_that_training_data_repeats_are_counted_and_shown() -> None:
+    said = Conversation("c", (Message("user", f"Tell me: {QUESTION.upper()}, please!"), Message("assistant", "No.")))
+    learned = {"sft: chat": [Conversation("d", (Message("user", "Hello"),)), said], "ppo: prompts": [Conversation("e", (Message("user", "Hi"),))]}
+    (row,) = overlap_rows({"prompts": [QUESTION, "Why is the sky blue over the whole world, but not at night or at dusk?"]}, learned)
+    assert (row.model, row.metric, row.value, row.n) == ("training data", "overlap/prompts", 0.5, 2)
+    assert row.note == "1 in 1 rows of sft: chat, as row 2: a man walks into a shop and buys seven red apples for his"
+
+
+def test_without_training_data_nothing_is_said_of_overlap() -> None:
+    assert overlap_rows({"prompts": [QUESTION]}, {}) == []
+    assert overlap_rows({"prompts": [QUESTION], "none": []}, {"sft: chat": []})[0].note == "none"
+
+
+def test_suites_ask_the_prompts_unless_they_ask_their_own() -> None:
+    given = evidence({"sft": answers([T, F])})
+    assert WinRate().questions(given) == {"prompts": ["p0", "p1"]}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xwin.cli import _eval_models
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -43,15 +44,16 @@ class JoinName(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands `eval alpaca`, `eval paired` and `eval seed-table`."""
+    """Adds the commands of `eval`."""
     group = typer.Typer(
-        help="Measure from a judge's labels: win rates as AlpacaEval publishes them, paired comparisons, the seed's table.",
+        help="Measure: win rates from a judge's labels as AlpacaEval publishes them, paired comparisons, foundation tasks, reward models.",
         no_args_is_help=True,
         rich_markup_mode="rich",
     )
     group.command("alpaca")(alpaca)
     group.command("paired")(paired)
     group.command("seed-table")(seed_table)
+    _eval_models.register(group)
     app.add_typer(group, name="eval")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +28,9 @@ from xwin.models.causal import PackedModel
 from xwin.models.tuning import Frozen
 from xwin.models.weights import Weights
 from xwin.seeds import derive, uniforms
+
+Ends = Callable[[Sequence[int]], bool]
+"""Whether the tokens written so far are a whole answer although the last of them is no stop token: a stop string, for instance."""
 
 
 class Local(EngineKind):
@@ -54,8 +57,8 @@ class _Answer:
 class LocalEngine:
     """See Engine. Holds one frozen network and a cache."""
 
-    def __init__(self, model: PackedModel, stop: tuple[int, ...], rows: int) -> None:
-        self.model, self.stop, self.rows = model, stop, rows
+    def __init__(self, model: PackedModel, stop: tuple[int, ...], rows: int, ends: Ends = lambda _: False) -> None:
+        self.model, self.stop, self.rows, self.ends = model, stop, rows, ends
         self.version = 0
         self.context = int(getattr(model.network.config.get_text_config(), "max_position_embeddings", 1 << 30))
         self.head = model.output
@@ -106,7 +109,7 @@ class LocalEngine:
                 logits = fresh if logits is None else torch.cat([logits, fresh])
             assert logits is not None
             self._draw(live, logits, sampling)
-            ended = [a.tokens[-1] in self.stop or len(a.tokens) == sampling.max_tokens for a in live]
+            ended = [self._complete(a) or len(a.tokens) == sampling.max_tokens for a in live]
             done += len(live)
             for answer, end in zip(live, ended, strict=True):
                 if end:
@@ -124,7 +127,7 @@ class LocalEngine:
         while True:
             self._draw([answer], logits, sampling)
             yield answer.tokens[-1], answer.logp[-1]
-            if answer.tokens[-1] in self.stop or len(answer.tokens) == sampling.max_tokens:
+            if self._complete(answer) or len(answer.tokens) == sampling.max_tokens:
                 return
             logits = self._decode([answer], cache)
 
@@ -209,8 +212,11 @@ class LocalEngine:
             out[hole] = live[source]
         return out
 
+    def _complete(self, answer: _Answer) -> bool:
+        return answer.tokens[-1] in self.stop or self.ends(answer.tokens)
+
     def _rollout(self, answer: _Answer) -> Rollout:
-        finish = "stop" if answer.tokens[-1] in self.stop else "length"
+        finish = "stop" if self._complete(answer) else "length"
         return Rollout(answer.prompt.id, answer.sample, self.version, answer.prompt.tokens, tuple(answer.tokens), tuple(answer.logp), finish)
 
 

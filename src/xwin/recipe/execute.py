@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwin.models.hub import fetch
+from xwin.recipe.fields import references
 from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
 from xwin.recipe.schema import Read, read_recipe
+from xwin.run import _boards as boards
 from xwin.run import memory
+from xwin.run.artifacts import Network
 from xwin.run.directory import RunDirectory, StageRecord
 from xwin.run.facts import final_table, read_run
 from xwin.run.following import following
@@ -23,6 +26,9 @@ from xwin.stages._inputs import Resolved
 
 if TYPE_CHECKING:
     from xwin.run.console import Console
+
+LEARNED = ("data", "prompts")
+"""Fields of a training stage that name what it learns from; its other data only validates."""
 
 
 def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Console) -> RunDirectory:
@@ -60,10 +66,19 @@ def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Cons
 
 
 def _show_results(run: RunDirectory, console: Console) -> None:
-    """The final table, and accuracy by family: cells are the value with its 95 % interval."""
-    rows = [asdict(cell) for cell in read_run(run.path).table]
+    """The final table, accuracy by family, and what suites with questions of their own found: cells are the value with its 95 % interval."""
+    cells = read_run(run.path).table
+    rows = [asdict(cell) for cell in cells]
     families = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("accuracy/")))
-    for title, table in (("results (95 % intervals)", final_table(rows)), ("accuracy by family", final_table(rows, families) if families else [])):
+    tables = {
+        "results (95 % intervals)": final_table(rows),
+        "accuracy by family": final_table(rows, families) if families else [],
+        "foundation tasks, %": boards.foundation(cells),
+        "tasks, % (95 % intervals)": boards.tasks(cells),
+        "reward models (95 % intervals)": boards.reward_sets(cells),
+        "overlap with training data": boards.contamination(cells),
+    }
+    for title, table in tables.items():
         if len(table) > 1:
             console.table(title, table[0], table[1:])
 
@@ -89,19 +104,20 @@ class _Execution:
                 stage.directory.tidy()
                 self.console.skipped(stage.name, stage.reason)
             else:
-                self.one(stage, {ref: replace(found, path=models.get(ref, found.path)) for ref, found in stage_inputs.items()})
+                inputs = {ref: replace(found, path=models.get(ref, found.path)) for ref, found in stage_inputs.items()}
+                self.one(stage, inputs, learned(stage, done))
                 memory.release()
             done[stage.name] = stage
             self.plan.run.gather_events(self.plan.order)
 
-    def one(self, stage: PlannedStage, inputs: Mapping[str, Resolved]) -> None:
-        """Runs one stage to its end and publishes it."""
+    def one(self, stage: PlannedStage, inputs: Mapping[str, Resolved], learned: Mapping[str, Resolved]) -> None:
+        """Runs one stage to its end and publishes it. `learned` is what the models it is given were trained on."""
         from xwin.stages._context import Context  # brings torch: only when there is work
 
         begun = time.monotonic()
         self.console.stage(stage.name, stage.spec.kind, stage.summary)
         recipe = self.plan.read.recipe
-        context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop)
+        context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop, learned=learned)
         with memory.allocation_errors(f"stages.{stage.name}", _what_to_lower(stage)):
             stage.spec.run(context)
         seconds = time.monotonic() - begun
@@ -125,6 +141,22 @@ def _what_to_lower(stage: PlannedStage) -> str:
     found += [f"engine.rows ({rows})" for rows in [(settings.get("engine") or {}).get("rows")] if rows is not None]
     smaller = "start from a smaller model; what is finished is kept"
     return f"lower {' or '.join(found)}, train adapters (tune), or {smaller}" if found else smaller
+def learned(stage: PlannedStage, done: Mapping[str, PlannedStage]) -> dict[str, Resolved]:
+    """The data that the stages before `stage`, near and far, train networks on: "stage: reference" -> where it lies."""
+    before: dict[str, PlannedStage] = {}
+    left = list(stage.needs)
+    while left:
+        name = left.pop()
+        if name not in before:
+            before[name] = done[name]
+            left += done[name].needs
+    found: dict[str, Resolved] = {}
+    for name, maker in before.items():
+        inputs = ready(maker, done)
+        if any(issubclass(made, Network) for made in maker.spec.makes.values()):
+            read = [r for r in references(type(maker.spec), maker.spec) if r.place[0] in LEARNED]
+            found |= {f"{name}: {r.text}": inputs[r.text] for r in read}
+    return dict(sorted(found.items()))
 
 
 def _record(stage: PlannedStage) -> StageRecord:

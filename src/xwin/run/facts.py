@@ -24,7 +24,10 @@ MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl",
 """A folder that holds one of these is a run directory."""
 
 SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate"})
-"""Metrics of the final table that are shares, shown in percent; `accuracy/<family>` too."""
+"""Metrics of the final table that are shares, shown in percent."""
+
+SHARED = ("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/")
+"""What the names of other such metrics begin with."""
 
 COLUMNS = ("accuracy", "win_rate", "rm_accuracy", "longer_wins", "kl", "length")
 """The order of the final table's columns; other metrics follow as they come."""
@@ -206,7 +209,7 @@ def cell_text(cell: Cell) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether the final table shows it in percent."""
-    return metric in SHARES or metric.startswith("accuracy/")
+    return metric in SHARES or metric.startswith(SHARED)
 
 
 def p_text(p: float) -> str:

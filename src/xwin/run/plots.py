@@ -78,6 +78,18 @@ class Whisker:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A model in the plane.  Example: Dot("ppo", 24.6, 61.2, 58.0, 64.2)"""
+
+    name: str
+    x: float
+    y: float
+    low: float
+    """Ends of the interval of y."""
+    high: float
+
+
 def curve(name: str, main: Series, overlay: Series | None = None) -> str:
     """An SVG of one metric over steps: `main` as a line (with a running mean when it is long), `overlay` as marked points on it.
 
@@ -118,6 +130,56 @@ def whiskers(name: str, rows: Sequence[Whisker], *, low: float | None = None, hi
         axes.set_xlim(low, high)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines["left"].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, name)
+
+
+def scatter(name: str, dots: Sequence[Dot], *, x: str, y: str) -> str:
+    """An SVG with a named dot per model and the interval of its height.
+
+    Args:
+        name: no other plot of the page has it; it makes the ids inside.
+        dots: the last is drawn in the second colour.
+        x, y: what the axes are, with units.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas(2.9)
+        for place, dot in enumerate(dots):
+            colour = SECOND if place == len(dots) - 1 else FIRST
+            if math.isfinite(dot.low) and math.isfinite(dot.high):
+                axes.plot([dot.x, dot.x], [dot.low, dot.high], color=colour, linewidth=1.6, solid_capstyle="round")
+            axes.plot([dot.x], [dot.y], color=colour, marker="o", markersize=6)
+            axes.annotate(_short(dot.name), (dot.x, dot.y), xytext=(6, 4), textcoords="offset points")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.16, y=0.12)
+        return _svg(figure, name)
+
+
+def bars(name: str, categories: Sequence[str], rows: Sequence[Sequence[Whisker]]) -> str:
+    """An SVG of what a few models reach in each category, as bars from 0 to 100 % with their intervals.
+
+    Args:
+        name: no other plot of the page has it; it makes the ids inside.
+        categories: from top to bottom.
+        rows: of each category a bar per model, in one order; nan where a model has none. The last model is drawn in the second colour.
+    """
+    count = max(map(len, rows))
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas(0.5 + len(rows) * (0.14 + 0.13 * count))
+        for place, row in enumerate(rows):
+            for k, bar in enumerate(row):
+                at = place + 0.8 * ((k + 0.5) / count - 0.5)
+                colour, faint = (SECOND, 1.0) if k == count - 1 else (FIRST, 1 - 0.6 * (count - 2 - k) / max(count - 1, 1))
+                axes.barh([at], [bar.value if math.isfinite(bar.value) else 0.0], height=0.74 / count, color=colour, alpha=faint)
+                if math.isfinite(bar.low) and math.isfinite(bar.high):
+                    axes.plot([bar.low, bar.high], [at, at], color=INK, linewidth=1.0)
+        axes.set_yticks(range(len(rows)), [_short(category) for category in categories])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="y")
         return _svg(figure, name)
 

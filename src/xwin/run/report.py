@@ -7,7 +7,7 @@ from the disk is escaped: a model may write markup.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,10 +19,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from xwin.errors import UserError
+from xwin.run import _boards as boards
 from xwin.run import plots
 from xwin.run.cards import DataCard, PromptCard
 from xwin.run.events import CATALOGUE, Unit
-from xwin.run.facts import Cell, RunFacts, Sample, StageFacts, cell_text, final_table, ordered, read_run
+from xwin.run.facts import Cell, RunFacts, Sample, StageFacts, final_table, ordered, read_run
 from xwin.run.storage import write_atomic
 
 CURVES: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +38,10 @@ OVERLAYS: Mapping[str, str] = {"loss": "validation_loss", "accuracy": "validatio
 
 ACTIONS: Mapping[str, str] = {"warn": "warned", "stop": "stopped", "rollback": "rolled back"}
 """What a guard did, in words."""
+SAID_ELSEWHERE = ("overlap/", "task/", "rm_accuracy/", "longer_wins/", "rm_length_matched/")
+"""Metrics whose notes stand in a table, or say what its columns say."""
+CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/")
+"""What the metrics begin with whose categories are drawn side by side."""
 
 KEY_METRICS = 5
 """Metrics of a stage shown in the table of stages."""
@@ -224,36 +229,55 @@ def _key_metrics(stage: StageFacts) -> list[tuple[str, float]]:
 def _result(stage: StageFacts) -> Result:
     rows = [asdict(cell) for cell in stage.table]
     metrics = ordered([cell.metric for cell in stage.table])
-    families = [m for m in metrics if m.startswith("accuracy/")]
-    reward = [m for m in metrics if m in {"rm_accuracy", "longer_wins"}]
-    others = [m for m in metrics if m not in families and m not in reward]
+    reward = [m for m in metrics if m in boards.REWARD]
+    others = [m for m in metrics if "/" not in m and m not in reward]
+    families = {m: m.removeprefix("accuracy/") for m in metrics if m.startswith("accuracy/")}
     tables = (
         ("", final_table(rows, others) if others else []),
-        ("Accuracy by family, %", _family_table(stage.table, families) if families else []),
+        ("Leaderboard", boards.leaderboard(stage.table)),
+        ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
+        ("Foundation tasks, %", boards.foundation(stage.table)),
+        ("Tasks, %", boards.tasks(stage.table)),
         ("Reward model, on held-out pairs", final_table(rows, reward) if reward else []),
+        ("Reward models, on sets of preferences", boards.reward_sets(stage.table)),
+        ("Overlap with training data", boards.contamination(stage.table)),
     )
-    shown = [m for m in metrics if m == "accuracy"] + families
-    notes = tuple(dict.fromkeys(f"{c.model}, {c.metric}: {c.note}" for c in stage.table if c.note))
-    return Result(stage.name, tuple(t for t in tables if t[1]), tuple(_dots(stage.name, stage.table, m) for m in shown), notes)
+    noted = (c for c in stage.table if c.note and not c.metric.startswith(SAID_ELSEWHERE))
+    notes = tuple(dict.fromkeys(f"{c.model}, {c.metric}: {c.note}" for c in noted))
+    return Result(stage.name, tuple(t for t in tables if t[1]), tuple(_comparisons(stage)), notes)
 
 
-def _family_table(table: Sequence[Cell], families: Sequence[str]) -> list[list[str]]:
-    """A row per family: families are many and models few, and a phone is narrow."""
-    models = list(dict.fromkeys(c.model for c in table if c.metric in families))
-    cells = {(c.model, c.metric): c for c in table}
-    out = [["family", *models, "n"]]
-    for metric in families:
-        found = [cells.get((model, metric)) for model in models]
-        counts = "/".join(str(n) for n in dict.fromkeys(c.n for c in found if c))
-        out.append([metric.removeprefix("accuracy/"), *(cell_text(c) if c else "" for c in found), counts])
-    return out
+def _comparisons(stage: StageFacts) -> Iterator[Figure]:
+    """Accuracy and win rate with their intervals, win rate against length, and bars by category."""
+    metrics = ordered([cell.metric for cell in stage.table])
+    for metric in (m for m in metrics if m in {"accuracy", "win_rate", "judged"}):
+        yield _dots(stage.name, stage.table, metric)
+    if dots := boards.win_rate_dots(stage.table):
+        svg = plots.scatter(f"{stage.name}/win rate and length", dots, x="length, tokens", y="win rate, %")
+        yield Figure("win rate against length", "", "a judge that likes length puts long answers high", Markup(svg))
+    for metric in (m for m in metrics if m.startswith("accuracy/")):
+        yield _dots(stage.name, stage.table, metric)
+    for prefix in dict.fromkeys(m.rpartition("/")[0] + "/" for m in metrics if m.startswith(CATEGORIES) and m.rpartition("/")[2]):
+        yield from _bars(stage, prefix)
+
+
+def _bars(stage: StageFacts, prefix: str) -> Iterator[Figure]:
+    """A metric's categories side by side; one alone is no comparison."""
+    models = side_by_side(list(dict.fromkeys(c.model for c in stage.table if c.metric.startswith(prefix))))
+    names, rows = boards.categories(stage.table, prefix, models)
+    if len(names) > 1:
+        meaning = f"from top to bottom in each: {', '.join(models)}" if len(models) > 1 else ""
+        yield Figure(
+            f"{prefix.removeprefix('task/').rstrip('/')} by category", "%", meaning, Markup(plots.bars(f"{stage.name}/{prefix}", names, rows))
+        )
 
 
 def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:
     cells = [c for c in table if c.metric == metric]
     rows = [plots.Whisker(c.model, 100 * c.value, 100 * c.low, 100 * c.high) for c in cells]
     counts = sorted({c.n for c in cells})
-    name = metric.removeprefix("accuracy/") if "/" in metric else "accuracy, all families"
+    whole = {"accuracy": "accuracy, all families", "win_rate": "win rate", "judged": "win rate, judged"}
+    name = whole.get(metric, metric.removeprefix("accuracy/"))
     return Figure(name, f"%, n = {' or '.join(map(str, counts))}", "", Markup(plots.whiskers(f"{stage}/{metric}", rows, low=-2, high=102)))
 
 

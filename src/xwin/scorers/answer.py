@@ -75,6 +75,27 @@ def judge(right: str, text: str, *, marked_only: bool, tolerance: float) -> Verd
     return compare(right, given)
 
 
+def vote(right: str, text: str) -> str | None:
+    """The final answer of a reply in a form that is equal for equal answers; None when it gives none.
+
+    Example: vote("1/2", "So the answer is 0.50.") and vote("1/2", "#### 1/2") are both "1/2"
+
+    Args:
+        right: the right answer: whether a number, a choice or words are looked for.
+        text: the whole reply.
+    """
+    given = final(text, _comparison(right, 0.0)[1])
+    if given is None or not given.strip():
+        return None
+    if LETTER.fullmatch(right):
+        lead = LEADING_LETTER.match(given)
+        return lead[1].upper() if lead else given.strip().casefold()
+    found = quantity(given)
+    if found is not None:
+        return f"{found.value}{'%' * found.percent}"
+    return " ".join(WORD_OR_SIGN.findall(plain(given).casefold())) or _bare(given)
+
+
 def _comparison(right: str, tolerance: float) -> tuple[Callable[[str, str], Verdict], Callable[[str], str | None]]:
     if LETTER.fullmatch(right):
         return _same_letter, last_choice

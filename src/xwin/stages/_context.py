@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from xwin.data.conversation import Conversation, Preference
@@ -22,6 +23,7 @@ from xwin.models.causal import Head
 from xwin.models.hub import cache_folder
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
 from xwin.objectives.base import Objective
+from xwin.run.artifacts import Preferences
 from xwin.run.console import Console
 from xwin.run.directory import StageDirectory
 from xwin.run.guards import Guard
@@ -46,9 +48,12 @@ class Context:
         inputs: Mapping[str, Resolved],
         console: Console,
         stop: StopFlag,
+        *,
+        learned: Mapping[str, Resolved] = MappingProxyType({}),
     ) -> None:
         self.name, self.spec, self.directory, self.inputs = stage, spec, directory, inputs
         self.console, self.stop = console, stop
+        self._learned = learned
         self.world = World.alone()
         self.metrics: dict[str, float] = {}
         """Numbers that sum the stage up; they go into its manifest."""
@@ -98,8 +103,19 @@ class Context:
         """The rows of a source, in order: of a file in any format that is known, or of a stage."""
         return self._rows(ref, Makes.PREFERENCES)
 
+    def learned(self) -> dict[str, Rows[Any]]:
+        """What the models that this stage is given were trained on: "stage: reference" -> its rows, preferences or conversations."""
+        found = self._learned.items()
+        return {name: self._open(r.ref, r, Makes.PREFERENCES if issubclass(r.artifact, Preferences) else Makes.CONVERSATIONS) for name, r in found}
+
     def _rows(self, ref: str, makes: Makes) -> Rows[Any]:
-        path, cache, digest = self.path(ref), cache_folder() / "data", self.inputs[ref].digest
+        return self._open(ref, self.inputs[ref], makes)
+
+    @staticmethod
+    def _open(ref: str, resolved: Resolved, makes: Makes) -> Rows[Any]:
+        path, cache, digest = resolved.path, cache_folder() / "data", resolved.digest
+        if path is None:
+            raise DataError("has not been made", ref)
         if digest.startswith("files:") and data_digest(path) != digest:
             raise DataError("changed since the recipe was planned", ref, "run the same command again: it plans anew")
         if not digest.startswith("stage:"):

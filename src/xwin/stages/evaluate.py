@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge
 from pydantic import Field
 
 from xwin.credit.base import to_sample
@@ -22,11 +22,12 @@ from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
-from xwin.scorers.base import ScorerKind
+from xwin.scorers.base import Scorer, ScorerKind
 from xwin.spec import Spec
 from xwin.stages._sampling import BLOCK, judged, sample
 from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.base import Stage
+from xwin.suites._contamination import overlap_rows
 from xwin.suites.accuracy import Accuracy
 from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 TOKENS = 4096
 """Of a packed batch; bounds memory, does not change a number but for rounding."""
+HEADLINES = frozenset({"accuracy", "win_rate", "rm_accuracy", "longer_wins"})
+"""Metrics that are repeated in the stage's manifest."""
 
 
 class Contender(Spec):
@@ -53,7 +56,7 @@ class Contender(Spec):
     """How prompts are rendered: as the model was taught or its entry says, in a published template, or in the tokenizer's own."""
 
     n: Annotated[int, Ge(1)] = 1
-    """Answers per prompt. Above 1, `scorer` picks one."""
+    """Answers per prompt. Above 1, `scorer` picks one; without it the first one stands, and all of them give pass@k and maj@k."""
 
     scorer: ScorerKind | None = None
     """Who picks among n answers; it also gives the reward model's own accuracy."""
@@ -63,18 +66,18 @@ class Contender(Spec):
 
 
 class Evaluate(Stage):
-    """Asks every contender the same prompts and measures the answers."""
+    """Asks every contender the same prompts and measures the answers; suites with questions of their own need no prompts."""
 
-    prompts: ConversationsRef
-    """Test prompts: used by no other stage."""
+    prompts: ConversationsRef | None = None
+    """Test prompts: used by no other stage. null = every suite asks its own questions."""
 
-    gold: ScorerKind
-    """Who says whether an answer is right: a score above 0.5 passes."""
+    gold: ScorerKind | None = None
+    """Who says whether an answer to a prompt is right: a score above 0.5 passes."""
 
-    contenders: Annotated[tuple[Contender, ...], MinLen(1)]
+    contenders: tuple[Contender, ...] = ()
     """Rows of the table, in order."""
 
-    reference: str
+    reference: str | None = None
     """Row that win rates and KL are measured against."""
 
     suites: tuple[Suite, ...] = (Accuracy(), WinRate(), Drift(), Preferences())
@@ -103,36 +106,61 @@ class Evaluate(Stage):
     def check(self) -> Sequence[tuple[str, str, str]]:
         names = [c.name for c in self.contenders]
         known = f"one of: {', '.join(names)}"
-        problems = [] if self.reference in names else [("reference", f"no row is named '{self.reference}'", known)]
+        problems = self._unasked() if any(suite.reads_answers for suite in self.suites) else []
+        if self.reference is not None and self.reference not in names:
+            problems.append(("reference", f"no row is named '{self.reference}'", known))
         for i, c in enumerate(self.contenders):
             if c.before is not None and c.before not in names[:i]:
                 problems.append((f"contenders[{i}].before", f"no earlier row is named '{c.before}'", known))
-            if c.n > 1 and c.scorer is None:
+            if c.n > 1 and c.scorer is None and self._needed() == 1:
                 problems.append((f"contenders[{i}].scorer", f"somebody must pick one of {c.n} answers", "add a scorer, or set n: 1"))
             if c.name in names[:i]:
                 problems.append((f"contenders[{i}].name", f"two rows are named '{c.name}'", "rename one"))
         return problems
 
+    def _unasked(self) -> list[tuple[str, str, str]]:
+        """What is missing for answers to be had."""
+        fix = "set it, or take only suites that ask questions of their own, as harness does"
+        named = {"prompts": self.prompts, "gold": self.gold, "reference": self.reference, "contenders": self.contenders or None}
+        problems = [(name, "is needed: a suite reads answers to prompts", fix) for name, value in named.items() if value is None]
+        most = max((c.n for c in self.contenders), default=0)
+        if self.contenders and self._needed() > most:
+            what = f"a suite needs {self._needed()} answers to a prompt, and no row gives more than {most}"
+            problems.append(("suites", what, f"set n: {self._needed()} in a row of contenders"))
+        return problems
+
+    def _needed(self) -> int:
+        """Answers to a prompt that the suites need of some row."""
+        return max((suite.least_samples() for suite in self.suites), default=1)
+
     def run(self, ctx: Context) -> None:
-        prompts = ctx.conversations(self.prompts)
+        evidence = self._evidence(ctx)
+        rows = [row for suite in self.suites for row in suite.measure(evidence)]
+        questions = {name: texts for suite in self.suites for name, texts in suite.questions(evidence).items()}
+        self._write(ctx, evidence, [*rows, *overlap_rows(questions, ctx.learned())])
+
+    def _evidence(self, ctx: Context) -> Evidence:
+        models = {c.name: c.model for c in self.contenders}
+        if self.prompts is None or self.gold is None:
+            return Evidence((), {}, {}, "", {}, models, ctx)
+        prompts, gold = ctx.conversations(self.prompts), ctx.scorer(self.gold)
         origin = next(c for c in self.contenders if c.name == self.reference)
         answers: dict[str, Sequence[Answer]] = {}
-        samples: Sequence[Sequence[Answer]] = ()
+        samples: dict[str, Sequence[Sequence[Answer]]] = {}
         for contender in self.contenders:
-            groups = self._groups(ctx, contender, prompts)
+            groups = self._groups(ctx, contender, prompts, gold)
             every = [self._answers(*pair) for pair in zip(groups, self._rewards(ctx, contender, groups), strict=True)]
             if contender.n > 1:
-                samples = samples or [[a for a in row if a.reward is not None] for row in every]
+                samples[contender.name] = every
+            if contender.n > 1 and contender.scorer is not None:
                 answers[contender.name] = [picked(row) for row in every]
             else:
                 measured = self._kl(ctx, contender, origin, groups)
                 answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
         before = {c.name: c.before for c in self.contenders if c.before}
-        evidence = Evidence(prompts, answers, before, self.reference, samples)
-        rows = [row for suite in self.suites for row in suite.measure(evidence)]
-        self._write(ctx, evidence, rows)
+        return Evidence(prompts, answers, before, origin.name, samples, models, ctx)
 
-    def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation]) -> list[Group]:
+    def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation], gold: Scorer) -> list[Group]:
         """Answers, judged by the gold scorer.
 
         Raises:
@@ -142,7 +170,7 @@ class Evaluate(Stage):
         engine = ctx.engine(self.engine, contender.model, template)
         groups = sample(ctx, engine, template, prompts, self.sampling, contender.n, part=f"rollouts-{contender.name}")
         engine.close()
-        groups = judged(groups, ctx.scorer(self.gold))
+        groups = judged(groups, gold)
         for group in groups:
             for score in (r.score for r in group.rollouts if has_failed(r.score)):
                 what = f"the gold scorer could not judge an answer of {contender.name}: {score.note if score else 'no score'}"
@@ -195,9 +223,7 @@ class Evaluate(Stage):
         ]
         write_jsonl(ctx.folder / "samples.jsonl", shown)
         write_atomic(ctx.out("table"), json.dumps([row.to_json() for row in rows], indent=1) + "\n")
-        ctx.metrics |= {
-            f"{row.metric}/{row.model}": row.value for row in rows if row.metric in {"accuracy", "win_rate", "rm_accuracy", "longer_wins"}
-        }
+        ctx.metrics |= {f"{row.metric}/{row.model}": row.value for row in rows if row.metric in HEADLINES}
 
 
 def picked(answers: Sequence[Answer]) -> Answer:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from xwin.data.conversation import Conversation
+from xwin.data.conversation import Conversation, Preference
+from xwin.data.sources import Rows
+from xwin.data.template import Template
+from xwin.learning.learner import Learner
 from xwin.run.statistics import Interval, Paired
 from xwin.spec import Kind
 
@@ -27,6 +31,8 @@ class Row:
     """Of the paired test against `against`."""
     against: str | None = None
     note: str = ""
+    stderr: float | None = None
+    """Standard error of the value, where whoever publishes this metric states one."""
 
     @classmethod
     def of(cls, model: str, metric: str, interval: Interval, test: Paired | None = None, against: str | None = None, *, note: str = "") -> Row:
@@ -54,6 +60,30 @@ class Answer:
     """Nats: log-prob of the whole answer under this model less under the reference, where both read the same template."""
 
 
+class Workshop(Protocol):
+    """What a suite that measures models or files itself may ask of the stage."""
+
+    def path(self, ref: str) -> Path:
+        """Where the model or the data that `ref` names lies."""
+        ...
+
+    def frozen(self, ref: str) -> Learner:
+        """A language model, loaded without an optimizer."""
+        ...
+
+    def frozen_scorer(self, model: str) -> Learner:
+        """A reward model, loaded without an optimizer."""
+        ...
+
+    def template(self, ref: str) -> Template:
+        """The chat template of a model."""
+        ...
+
+    def preferences(self, ref: str) -> Rows[Preference]:
+        """The rows of a source of preferences."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What the evaluate stage gathered."""
@@ -65,8 +95,12 @@ class Evidence:
     """Model -> the model of the stage before it, for paired tests."""
     reference: str
     """Model that win rates and KL are measured against."""
-    samples: Sequence[Sequence[Answer]]
-    """For each prompt several answers of one policy, with rewards: what a reward model is tested on."""
+    samples: Mapping[str, Sequence[Sequence[Answer]]]
+    """Model that was asked for several answers -> for each prompt all of them, in the order they were drawn."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Model -> reference of its weights, to ask the workshop for."""
+    workshop: Workshop | None = None
+    """Opens models and files; None where there is nothing but the answers."""
 
     def families(self) -> dict[str, list[int]]:
         """Family of prompts -> indices."""
@@ -80,7 +114,17 @@ class Suite(Kind):
     """Settings of a measurement. Each file in this folder is one."""
 
     package: ClassVar[str] = "xwin.suites"
+    reads_answers: ClassVar[bool] = True
+    """Whether it looks at the answers to the stage's prompts; one that does not asks its own questions."""
 
     def measure(self, evidence: Evidence) -> list[Row]:
         """Rows of the table."""
         raise NotImplementedError
+
+    def least_samples(self) -> int:
+        """How many answers to a prompt it needs of at least one model."""
+        return 1
+
+    def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
+        """What it asks, by name: texts that training data should not hold."""
+        return {"prompts": [prompt.prompt[-1].text for prompt in evidence.prompts]} if self.reads_answers else {}

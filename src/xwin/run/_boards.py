@@ -1,0 +1,121 @@
+"""Tables and plots of a final table that compare models: leaderboard, foundation tasks, categories, reward models, overlap with training data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from xwin.run import plots
+from xwin.run.facts import Cell, cell_text
+
+Grid = list[list[str]]
+
+OPEN_LLM: Mapping[str, str] = {
+    "task/mmlu": "MMLU 5-shot",
+    "task/arc_challenge": "ARC 25-shot",
+    "task/truthfulqa_mc2": "TruthfulQA 0-shot",
+    "task/hellaswag": "HellaSwag 10-shot",
+}
+"""The columns of the table of foundation tasks, as the Xwin-LM release printed it; their plain mean is the average."""
+REWARD: Mapping[str, str] = {
+    "rm_accuracy": "accuracy, %",
+    "longer_wins": "the longer wins, %",
+    "rm_length_matched": "accuracy at equal length, %",
+    "rm_overconfidence": "confidence less accuracy, %",
+}
+"""What is measured of a reward model on a set of pairs."""
+
+
+def rated(table: Sequence[Cell]) -> list[Cell]:
+    """The win rates that models are ranked by: a judge's where one was asked, else the gold scorer's."""
+    found = {metric: [c for c in table if c.metric == metric] for metric in ("judged", "win_rate")}
+    return found["judged"] or found["win_rate"]
+
+
+def leaderboard(table: Sequence[Cell]) -> Grid:
+    """Models by their win rate, the best first, with interval, length and n; empty where no win rate was measured."""
+    ranked = sorted(rated(table), key=lambda c: -c.value)
+    lengths = {c.model: c for c in table if c.metric == "length"}
+    against = dict.fromkeys(c.against for c in ranked if c.against)
+    head = ["model", "win rate, %" + (f", against {next(iter(against))}" if len(against) == 1 else ""), "length, tokens", "n"]
+    rows = [[c.model, cell_text(c), cell_text(lengths[c.model]) if c.model in lengths else "", str(c.n)] for c in ranked]
+    return [head, *rows] if rows else []
+
+
+def foundation(table: Sequence[Cell]) -> Grid:
+    """The four tasks of the 2023 leaderboard and their mean, in the columns of the release; empty where none was measured.
+
+    The average of a model that lacks one of the four is left out: a mean of fewer tasks is another number.
+    """
+    cells = {(c.model, c.metric): c for c in table if c.metric in OPEN_LLM}
+    rows = []
+    for model in dict.fromkeys(model for model, _ in cells):
+        found = [cells.get((model, metric)) for metric in OPEN_LLM]
+        whole = [c.value for c in found if c is not None]
+        average = f"{100 * math.fsum(whole) / len(whole):.1f}" if len(whole) == len(OPEN_LLM) else ""
+        rows.append([model, *(f"{100 * c.value:.1f}" if c else "" for c in found), average])
+    return [["model", *OPEN_LLM.values(), "average"], *rows] if rows else []
+
+
+def tasks(table: Sequence[Cell]) -> Grid:
+    """Every task that is measured as a whole, with its interval and n; models side by side."""
+    named = dict.fromkeys(c.metric for c in table if c.metric.startswith("task/") and c.metric.count("/") == 1)
+    return side_by_side(table, "task", {metric: metric.removeprefix("task/") for metric in named})
+
+
+def reward_sets(table: Sequence[Cell]) -> Grid:
+    """A row per reward model and set of pairs; empty where there are no sets."""
+    cells = {(c.model, *c.metric.split("/", 1)): c for c in table if c.metric.partition("/")[0] in REWARD and "/" in c.metric}
+    rows = []
+    for model, name in dict.fromkeys((model, name) for model, _, name in cells):
+        found = [cells.get((model, metric, name)) for metric in REWARD]
+        rows.append([f"{model} on {name}", *(cell_text(c) if c else "" for c in found), _counts(found)])
+    return [["reward model", *REWARD.values(), "n"], *rows] if rows else []
+
+
+def contamination(table: Sequence[Cell]) -> Grid:
+    """A row per set of questions: the share that training data repeats; empty where nothing was compared."""
+    rows = [[c.metric.removeprefix("overlap/"), cell_text(c), str(c.n), c.note] for c in table if c.metric.startswith("overlap/")]
+    return [["questions", "found in training data, %", "n", "where"], *rows] if rows else []
+
+
+def win_rate_dots(table: Sequence[Cell]) -> list[plots.Dot]:
+    """Each model's win rate over its length, both as far as they are known, in the order of the table."""
+    lengths = {c.model: c.value for c in table if c.metric == "length"}
+    return [plots.Dot(c.model, lengths[c.model], 100 * c.value, 100 * c.low, 100 * c.high) for c in rated(table) if c.model in lengths]
+
+
+def categories(table: Sequence[Cell], prefix: str, models: Sequence[str]) -> tuple[list[str], list[list[plots.Whisker]]]:
+    """The categories of a metric and each model's bar in them.
+
+    Args:
+        table: of an evaluate stage.
+        prefix: what the metrics begin with: "accuracy/", "win_rate/", "task/mmlu/".
+        models: the bars, in order.
+    """
+    cells = {(c.model, c.metric): c for c in table if c.metric.startswith(prefix) and "/" not in c.metric[len(prefix) :]}
+    metrics = list(dict.fromkeys(metric for _, metric in cells))
+    rows = [list(_bars(cells, metric, models)) for metric in metrics]
+    return [metric.removeprefix(prefix) for metric in metrics], rows
+
+
+def _bars(cells: Mapping[tuple[str, str], Cell], metric: str, models: Sequence[str]) -> Iterator[plots.Whisker]:
+    for model in models:
+        c = cells.get((model, metric))
+        yield plots.Whisker(model, 100 * c.value, 100 * c.low, 100 * c.high) if c else plots.Whisker(model, math.nan, math.nan, math.nan)
+
+
+def side_by_side(table: Sequence[Cell], head: str, metrics: Mapping[str, str]) -> Grid:
+    """A row per metric, a column per model: metrics are many and models few, and a phone is narrow."""
+    models = list(dict.fromkeys(c.model for c in table if c.metric in metrics))
+    cells = {(c.model, c.metric): c for c in table}
+    rows = []
+    for metric, shown in metrics.items():
+        found = [cells.get((model, metric)) for model in models]
+        rows.append([shown, *(cell_text(c) if c else "" for c in found), _counts(found)])
+    return [[head, *models, "n"], *rows] if rows else []
+
+
+def _counts(cells: Sequence[Cell | None]) -> str:
+    """The different n of some cells.  Example: "150/148" """
+    return "/".join(str(n) for n in dict.fromkeys(c.n for c in cells if c))
