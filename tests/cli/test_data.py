@@ -75,26 +75,6 @@ def test_earlier_answers_of_a_preference_are_not_shown_as_trained(tiny_folder: P
     assert "[[ Go.<|im_end|>]]" in out
 
 
-def test_earlier_answers_of_a_preference_are_not_shown_as_trained(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    asked = [*CHAT["messages"], {"role": "user", "content": "Bye!"}]
-    pairs = written("p.jsonl", [{"prompt": asked, "chosen": "See you.", "rejected": "Go."}])
-    assert xwin(monkeypatch, "data", "show", pairs, "--model", str(tiny_folder), "--plain") == 0
-    out = capsys.readouterr().out
-    assert out.count("[[") == 2
-    assert "[[ See you.<|im_end|>]]" in out
-    assert "[[ Go.<|im_end|>]]" in out
-
-
-def test_earlier_answers_of_a_preference_are_not_shown_as_trained(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    asked = [*CHAT["messages"], {"role": "user", "content": "Bye!"}]
-    pairs = written("p.jsonl", [{"prompt": asked, "chosen": "See you.", "rejected": "Go."}])
-    assert xwin(monkeypatch, "data", "show", pairs, "--model", str(tiny_folder), "--plain") == 0
-    out = capsys.readouterr().out
-    assert out.count("[[") == 2
-    assert "[[ See you.<|im_end|>]]" in out
-    assert "[[ Go.<|im_end|>]]" in out
-
-
 def test_json_is_one_object_with_ids_mask_and_texts(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     name = written("a.jsonl", [EMPTY, CHAT, CHAT, CHAT])
     assert xwin(monkeypatch, "data", "show", name, "--model", str(tiny_folder), "-n", "2", "--json") == 0

@@ -386,54 +386,6 @@ def test_a_draft_has_a_name_of_its_own_and_the_file_its_usual_mode(tmp_path: Pat
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_a_pattern_of_many_files_holds_few_of_them_open(tmp_path: Path) -> None:
-    for i in range(40):
-        (tmp_path / f"{i:02}.jsonl").write_text(f"{i}\n{i + 100}\n")
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    tables = named_tables(f"{tmp_path}/*.jsonl", cache=tmp_path / "cache")
-    for place in (0, 1):
-        assert [table[place].value for table in tables] == [i + 100 * place for i in range(40)]
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + MOST_OPEN
-    (tmp_path / "00.jsonl").write_text("7\n8\n")
-    with pytest.raises(DataError, match="changed while it was read"):
-        tables[0][0]
-    del tables
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-def test_a_draft_has_a_name_of_its_own_and_the_file_its_usual_mode(tmp_path: Path) -> None:
-    with new_file(tmp_path / "a") as one, new_file(tmp_path / "a") as other:  # as two containers with equal process ids
-        one.write(b"1")
-        other.write(b"2")
-    assert (tmp_path / "a").read_bytes() == b"1"
-    (tmp_path / "b").touch()
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
-
-
-def test_a_pattern_of_many_files_holds_few_of_them_open(tmp_path: Path) -> None:
-    for i in range(40):
-        (tmp_path / f"{i:02}.jsonl").write_text(f"{i}\n{i + 100}\n")
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    tables = named_tables(f"{tmp_path}/*.jsonl", cache=tmp_path / "cache")
-    for place in (0, 1):
-        assert [table[place].value for table in tables] == [i + 100 * place for i in range(40)]
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + MOST_OPEN
-    (tmp_path / "00.jsonl").write_text("7\n8\n")
-    with pytest.raises(DataError, match="changed while it was read"):
-        tables[0][0]
-    del tables
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-def test_a_draft_has_a_name_of_its_own_and_the_file_its_usual_mode(tmp_path: Path) -> None:
-    with new_file(tmp_path / "a") as one, new_file(tmp_path / "a") as other:  # as two containers with equal process ids
-        one.write(b"1")
-        other.write(b"2")
-    assert (tmp_path / "a").read_bytes() == b"1"
-    (tmp_path / "b").touch()
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
-
-
 def test_a_file_that_changes_while_it_is_copied_stops_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import xwin.data.files as files
 

@@ -118,42 +118,6 @@ def test_a_folder_that_changes_while_it_is_copied_stops_the_copy(tmp_path: Path,
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_folder_that_changes_while_it_is_copied_stops_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import xwin.data.files as files
-
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(json.dumps(ROWS[0]))
-    real = files.dataset_rows
-
-    def meddle(*given: Any) -> Any:
-        yield from real(*given)
-        (folder / "train.jsonl").write_text(json.dumps(ROWS[1]))
-
-    monkeypatch.setattr(files, "dataset_rows", meddle)
-    with pytest.raises(DataError, match="changed while it was read"):
-        read(str(folder), tmp_path)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_folder_that_changes_while_it_is_copied_stops_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import xwin.data.files as files
-
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(json.dumps(ROWS[0]))
-    real = files.dataset_rows
-
-    def meddle(*given: Any) -> Any:
-        yield from real(*given)
-        (folder / "train.jsonl").write_text(json.dumps(ROWS[1]))
-
-    monkeypatch.setattr(files, "dataset_rows", meddle)
-    with pytest.raises(DataError, match="changed while it was read"):
-        read(str(folder), tmp_path)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 def test_a_folder_that_the_library_cannot_read_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     for name, text in (("broken.jsonl", '{"a": 1}\n{"a":\n'), ("broken.parquet", "PAR1....")):
         folder = tmp_path / name.replace(".", "-")

@@ -577,38 +577,6 @@ def test_tools_as_json_text_are_read_beside_instructions_and_completions() -> No
         assert defects(convert(name, {**row, "tools": "none"})) == {D.WRONG_COLUMNS}
 
 
-@pytest.mark.parametrize("stated", [{"system": "Be kind."}, {"system": "Be kind.", "prompt": turns("user: Hi")}])
-def test_a_stated_system_message_is_kept_when_both_sides_repeat_the_prompt(stated: dict[str, Any]) -> None:
-    sides = {"chosen": turns("user: Hi", "assistant: Yes"), "rejected": turns("user: Hi", "assistant: No")}
-    assert pair(convert("preferences", {"prompt": "Hi", **stated, **sides})).prompt == (S("Be kind."), U("Hi"))
-    for repeated, found in (("system: Be kind.", set()), ("system: Be harsh.", {D.DIFFERENT_PROMPTS})):
-        row = {**stated, **{side: [*turns(repeated), *said] for side, said in sides.items()}}
-        assert defects(convert("preferences", row)) == found
-
-
-def test_tools_as_json_text_are_read_beside_instructions_and_completions() -> None:
-    tools = {"tools": json.dumps([{"name": "add"}])}
-    for name, row in (("alpaca", {"instruction": "Hi", "output": "Ho"}), ("prompt_completion", {"prompt": "Hi", "completion": "Ho"})):
-        assert convert(name, {**row, **tools}).items[0].meta == {"tools": [{"name": "add"}]}
-        assert defects(convert(name, {**row, "tools": "none"})) == {D.WRONG_COLUMNS}
-
-
-@pytest.mark.parametrize("stated", [{"system": "Be kind."}, {"system": "Be kind.", "prompt": turns("user: Hi")}])
-def test_a_stated_system_message_is_kept_when_both_sides_repeat_the_prompt(stated: dict[str, Any]) -> None:
-    sides = {"chosen": turns("user: Hi", "assistant: Yes"), "rejected": turns("user: Hi", "assistant: No")}
-    assert pair(convert("preferences", {"prompt": "Hi", **stated, **sides})).prompt == (S("Be kind."), U("Hi"))
-    for repeated, found in (("system: Be kind.", set()), ("system: Be harsh.", {D.DIFFERENT_PROMPTS})):
-        row = {**stated, **{side: [*turns(repeated), *said] for side, said in sides.items()}}
-        assert defects(convert("preferences", row)) == found
-
-
-def test_tools_as_json_text_are_read_beside_instructions_and_completions() -> None:
-    tools = {"tools": json.dumps([{"name": "add"}])}
-    for name, row in (("alpaca", {"instruction": "Hi", "output": "Ho"}), ("prompt_completion", {"prompt": "Hi", "completion": "Ho"})):
-        assert convert(name, {**row, **tools}).items[0].meta == {"tools": [{"name": "add"}]}
-        assert defects(convert(name, {**row, "tools": "none"})) == {D.WRONG_COLUMNS}
-
-
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -854,30 +822,6 @@ def test_a_native_prompt_is_a_prompt() -> None:
     row = conversation_to_json(Conversation("c", (U("Hi"),), meta={"answer": "4"}))
     assert detect([row], "f").format.name == "xwin"
     assert said(convert("xwin", row)) == (U("Hi"),)
-
-
-def test_a_native_chat_that_was_cut_off_is_refused_and_a_prompt_of_several_turns_with_a_reference_is_not() -> None:
-    row = conversation_to_json(Conversation("c", (U("Hi"), A("Ho"), U("And?"))))
-    assert defects(convert("xwin", row)) == {D.NO_ANSWER}
-    assert len(said(convert("xwin", {**row, "meta": {"answer": "4"}}))) == 3
-
-
-def test_fields_of_a_native_turn_that_are_not_used_are_noted() -> None:
-    got = convert("xwin", {"id": "c", "messages": [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Ho"}]})
-    assert said(got) == (U("Hi"), A("Ho"))
-    assert [(flaw.defect, flaw.detail) for flaw in got.flaws] == [(D.EXTRA_FIELDS, "turn 1 (user): 'name'")]
-
-
-def test_a_native_chat_that_was_cut_off_is_refused_and_a_prompt_of_several_turns_with_a_reference_is_not() -> None:
-    row = conversation_to_json(Conversation("c", (U("Hi"), A("Ho"), U("And?"))))
-    assert defects(convert("xwin", row)) == {D.NO_ANSWER}
-    assert len(said(convert("xwin", {**row, "meta": {"answer": "4"}}))) == 3
-
-
-def test_fields_of_a_native_turn_that_are_not_used_are_noted() -> None:
-    got = convert("xwin", {"id": "c", "messages": [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Ho"}]})
-    assert said(got) == (U("Hi"), A("Ho"))
-    assert [(flaw.defect, flaw.detail) for flaw in got.flaws] == [(D.EXTRA_FIELDS, "turn 1 (user): 'name'")]
 
 
 def test_a_native_chat_that_was_cut_off_is_refused_and_a_prompt_of_several_turns_with_a_reference_is_not() -> None:

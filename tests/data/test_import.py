@@ -139,36 +139,6 @@ def test_where_rows_cannot_be_dropped_the_fix_names_the_stage_that_can(tmp_path:
     assert "put a `data` stage" in caught.value.fix
 
 
-def test_a_row_of_a_native_file_may_lack_its_id(tmp_path: Path) -> None:
-    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    done = import_rows([table(tmp_path, [{"id": "a", "messages": said}, {"messages": said}])], out=tmp_path / "out.jsonl", makes=None)
-    assert (done.sources[0].format, done.items, dict(done.defects)) == ("xwin", 2, {})
-    with pytest.raises(DataError, match="another format"):
-        rows = [{"id": "a", "messages": said}, {"instruction": "Hi", "output": "Ho"}]
-        import_rows([table(tmp_path, rows)], out=tmp_path / "out.jsonl", makes=None)
-
-
-def test_where_rows_cannot_be_dropped_the_fix_names_the_stage_that_can(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        import_rows([table(tmp_path, BAD)], out=tmp_path / "out.jsonl", makes=Makes.CONVERSATIONS)
-    assert "put a `data` stage" in caught.value.fix
-
-
-def test_a_row_of_a_native_file_may_lack_its_id(tmp_path: Path) -> None:
-    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    done = import_rows([table(tmp_path, [{"id": "a", "messages": said}, {"messages": said}])], out=tmp_path / "out.jsonl", makes=None)
-    assert (done.sources[0].format, done.items, dict(done.defects)) == ("xwin", 2, {})
-    with pytest.raises(DataError, match="another format"):
-        rows = [{"id": "a", "messages": said}, {"instruction": "Hi", "output": "Ho"}]
-        import_rows([table(tmp_path, rows)], out=tmp_path / "out.jsonl", makes=None)
-
-
-def test_where_rows_cannot_be_dropped_the_fix_names_the_stage_that_can(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        import_rows([table(tmp_path, BAD)], out=tmp_path / "out.jsonl", makes=Makes.CONVERSATIONS)
-    assert "put a `data` stage" in caught.value.fix
-
-
 def test_a_tally_counts_a_row_once_for_each_of_its_defects(tmp_path: Path) -> None:
     rows = find_format(table(tmp_path, [*GOOD, {"instruction": "a &lt; b &gt; c", "input": "none", "output": "x &amp; y"}]), None, None)
     tally = Tally()

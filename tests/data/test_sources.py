@@ -148,40 +148,6 @@ def test_another_way_of_reading_files_makes_other_copies(tmp_path: Path, monkeyp
     assert load(str(other), makes=Makes.CONVERSATIONS, cache=tmp_path / "cache").path != first
 
 
-def test_what_is_remembered_of_a_copy_does_not_make_the_file_native(tmp_path: Path) -> None:
-    other = write(tmp_path / "other.jsonl", [{"prompt": "Q", "answer": 4}])  # can be read as native, but prompts make "4" of it
-    cache = tmp_path / "cache"
-    first = load(str(other), makes=Makes.CONVERSATIONS, cache=cache)
-    assert (first.path.parent, first[0].meta) == (cache, {"answer": "4"})
-    first.path.unlink()
-    again = load(str(other), makes=Makes.CONVERSATIONS, cache=cache)
-    assert (again.path, again[0].meta) == (first.path, {"answer": "4"})
-
-
-def test_another_way_of_reading_files_makes_other_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = write(tmp_path / "other.jsonl", [{"instruction": "a", "output": "ok"}])
-    first = load(str(other), makes=Makes.CONVERSATIONS, cache=tmp_path / "cache").path
-    monkeypatch.setattr("xwin.data.sources.FILES_REVISION", 99)
-    assert load(str(other), makes=Makes.CONVERSATIONS, cache=tmp_path / "cache").path != first
-
-
-def test_what_is_remembered_of_a_copy_does_not_make_the_file_native(tmp_path: Path) -> None:
-    other = write(tmp_path / "other.jsonl", [{"prompt": "Q", "answer": 4}])  # can be read as native, but prompts make "4" of it
-    cache = tmp_path / "cache"
-    first = load(str(other), makes=Makes.CONVERSATIONS, cache=cache)
-    assert (first.path.parent, first[0].meta) == (cache, {"answer": "4"})
-    first.path.unlink()
-    again = load(str(other), makes=Makes.CONVERSATIONS, cache=cache)
-    assert (again.path, again[0].meta) == (first.path, {"answer": "4"})
-
-
-def test_another_way_of_reading_files_makes_other_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = write(tmp_path / "other.jsonl", [{"instruction": "a", "output": "ok"}])
-    first = load(str(other), makes=Makes.CONVERSATIONS, cache=tmp_path / "cache").path
-    monkeypatch.setattr("xwin.data.sources.FILES_REVISION", 99)
-    assert load(str(other), makes=Makes.CONVERSATIONS, cache=tmp_path / "cache").path != first
-
-
 def test_load_reads_patterns_packed_files_and_named_formats(tmp_path: Path) -> None:
     import gzip
 

@@ -6,8 +6,6 @@ import pytest
 
 from xwin.errors import DataError, RecipeError
 from xwin.recipe._data_files import unpinned
-from xwin.recipe._data_files import unpinned
-from xwin.recipe._data_files import unpinned
 from xwin.run.facts import read_run
 from xwin.stages._cleaning import given_texts
 from xwin.stages._data import split_of
@@ -329,160 +327,6 @@ def test_a_benchmark_is_compared_whole_or_not_at_all(tmp_path: Path) -> None:
     assert caught.value.where.endswith("gap.jsonl:2")
 
 
-def test_rows_that_a_weight_leaves_out_are_counted_and_an_empty_train_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:
-    write(tmp_path / "a.jsonl", rows(40))
-    sources = {"kind": "data", "sources": [{"path": "./a.jsonl", "weight": 0.25}]}
-    done = carry_out(tmp_path, tiny_folder, {"clean": sources})
-    assert (card(done)["splits"]["train"], card(done)["dropped"]) == (10, {"not chosen by weight": 30})
-    error = failure(tmp_path, tiny_folder, {"clean": {"kind": "data", "sources": [{"path": "./a.jsonl", "weight": 0.001}]}})
-    assert isinstance(error, DataError)
-    assert "no row fell into train" in str(error)
-
-
-def test_a_row_that_the_template_cannot_write_is_a_defect(tmp_path: Path, tiny_folder: Path) -> None:
-    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]}
-    write(tmp_path / "a.jsonl", [chat, {**chat, "tools": [{"name": "add", "description": "adds", "parameters": {}}]}])
-    source = {"kind": "data", "sources": [{"path": "./a.jsonl"}], "fits": {"model": "base", "tokens": 400}}
-    assert "1 x the template has no place for it" in str(failure(tmp_path, tiny_folder, {"clean": source}))
-    done = carry_out(tmp_path, tiny_folder, {"clean": {**source, "on_defect": "drop"}})
-    assert [(r["row"], r["defect"]) for r in read(done.stage("clean") / "rejected.jsonl")] == [(2, "the template has no place for it")]
-
-
-def test_only_the_last_answer_of_preferences_and_labelled_rows_counts_as_trained(tiny_folder: Path) -> None:
-    from xwin.data.conversation import Conversation, Message, Preference
-    from xwin.data.template import as_trained, load_template
-    from xwin.stages._reading import Budget
-
-    template = load_template(tiny_folder, "vicuna")
-    prompt = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Bye"))
-    answer = Message("assistant", "See you", weight=0.0)
-    pair = Preference("p", prompt, answer, Message("assistant", "Go"))
-    labelled = Conversation("c", (*prompt, answer), label=False)
-    for item, parts in ((pair, {"chosen": " See you", "rejected": " Go"}), (labelled, {"conversation": " See you"})):
-        found = as_trained(template, item)
-        trained = {name: template.decode([t for t, on in zip(part.tokens, part.mask, strict=True) if on]) for name, part in found.items()}
-        assert trained == {name: f"{text}<|im_end|>" for name, text in parts.items()}
-        assert Budget(template, 10_000).measure(item) == (sum(len(part.tokens) for part in found.values()), True)
-    both = as_trained(template, Conversation("c", (*prompt, Message("assistant", "See you"))))["conversation"]
-    assert template.decode([t for t, on in zip(both.tokens, both.mask, strict=True) if on]) == " Hello<|im_end|> See you<|im_end|>"
-
-
-def test_rows_of_files_of_one_name_are_told_apart(tmp_path: Path, tiny_folder: Path) -> None:
-    for folder, word in (("a", "Say"), ("b", "Sing")):
-        (tmp_path / "parts" / folder).mkdir(parents=True)
-        write(tmp_path / "parts" / folder / "x.jsonl", rows(2, word))
-    done = carry_out(tmp_path, tiny_folder, {"clean": {"kind": "data", "sources": [{"path": "./parts/**/x.jsonl"}]}})
-    assert [o["name"] for o in card(done)["origins"]] == ["parts/a/x.jsonl", "parts/b/x.jsonl"]
-
-
-def test_files_that_are_not_those_of_the_plan_stop_the_stage(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from xwin.data.files import data_digest
-    from xwin.stages._data import _tables
-
-    write(tmp_path / "a.jsonl", rows(2))
-    write(tmp_path / "b.jsonl", rows(2))
-    pattern = tmp_path / "*.jsonl"
-    ctx: Any = SimpleNamespace(path=lambda ref: pattern, inputs={"./*.jsonl": SimpleNamespace(digest=data_digest(pattern))})
-    assert len(_tables(ctx, "./*.jsonl")) == 2
-    write(tmp_path / "b.jsonl", rows(3))
-    with pytest.raises(DataError, match="others than were planned with"):
-        _tables(ctx, "./*.jsonl")
-
-
-def test_a_benchmark_is_compared_whole_or_not_at_all(tmp_path: Path) -> None:
-    from xwin.data.files import open_table
-
-    def texts(name: str, content: list[Any]) -> int:
-        return given_texts(name, [open_table(write(tmp_path / f"{name}.jsonl", content), cache=tmp_path)]).texts
-
-    unanswered = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": ""}]}
-    assert texts("rejected", [unanswered, {"messages": unanswered["messages"][:1]}]) == 2
-    with pytest.raises(DataError, match="holds no questions"):
-        texts("silent", [{"messages": []}])
-    with pytest.raises(DataError, match="1 of 3 rows hold no question") as caught:
-        texts("gap", [{"question": "Why?"}, {"question": None}, {"question": "How?"}])
-    assert caught.value.where.endswith("gap.jsonl:2")
-
-
-def test_rows_that_a_weight_leaves_out_are_counted_and_an_empty_train_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:
-    write(tmp_path / "a.jsonl", rows(40))
-    sources = {"kind": "data", "sources": [{"path": "./a.jsonl", "weight": 0.25}]}
-    done = carry_out(tmp_path, tiny_folder, {"clean": sources})
-    assert (card(done)["splits"]["train"], card(done)["dropped"]) == (10, {"not chosen by weight": 30})
-    error = failure(tmp_path, tiny_folder, {"clean": {"kind": "data", "sources": [{"path": "./a.jsonl", "weight": 0.001}]}})
-    assert isinstance(error, DataError)
-    assert "no row fell into train" in str(error)
-
-
-def test_a_row_that_the_template_cannot_write_is_a_defect(tmp_path: Path, tiny_folder: Path) -> None:
-    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]}
-    write(tmp_path / "a.jsonl", [chat, {**chat, "tools": [{"name": "add", "description": "adds", "parameters": {}}]}])
-    source = {"kind": "data", "sources": [{"path": "./a.jsonl"}], "fits": {"model": "base", "tokens": 400}}
-    assert "1 x the template has no place for it" in str(failure(tmp_path, tiny_folder, {"clean": source}))
-    done = carry_out(tmp_path, tiny_folder, {"clean": {**source, "on_defect": "drop"}})
-    assert [(r["row"], r["defect"]) for r in read(done.stage("clean") / "rejected.jsonl")] == [(2, "the template has no place for it")]
-
-
-def test_only_the_last_answer_of_preferences_and_labelled_rows_counts_as_trained(tiny_folder: Path) -> None:
-    from xwin.data.conversation import Conversation, Message, Preference
-    from xwin.data.template import as_trained, load_template
-    from xwin.stages._reading import Budget
-
-    template = load_template(tiny_folder, "vicuna")
-    prompt = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Bye"))
-    answer = Message("assistant", "See you", weight=0.0)
-    pair = Preference("p", prompt, answer, Message("assistant", "Go"))
-    labelled = Conversation("c", (*prompt, answer), label=False)
-    for item, parts in ((pair, {"chosen": " See you", "rejected": " Go"}), (labelled, {"conversation": " See you"})):
-        found = as_trained(template, item)
-        trained = {name: template.decode([t for t, on in zip(part.tokens, part.mask, strict=True) if on]) for name, part in found.items()}
-        assert trained == {name: f"{text}<|im_end|>" for name, text in parts.items()}
-        assert Budget(template, 10_000).measure(item) == (sum(len(part.tokens) for part in found.values()), True)
-    both = as_trained(template, Conversation("c", (*prompt, Message("assistant", "See you"))))["conversation"]
-    assert template.decode([t for t, on in zip(both.tokens, both.mask, strict=True) if on]) == " Hello<|im_end|> See you<|im_end|>"
-
-
-def test_rows_of_files_of_one_name_are_told_apart(tmp_path: Path, tiny_folder: Path) -> None:
-    for folder, word in (("a", "Say"), ("b", "Sing")):
-        (tmp_path / "parts" / folder).mkdir(parents=True)
-        write(tmp_path / "parts" / folder / "x.jsonl", rows(2, word))
-    done = carry_out(tmp_path, tiny_folder, {"clean": {"kind": "data", "sources": [{"path": "./parts/**/x.jsonl"}]}})
-    assert [o["name"] for o in card(done)["origins"]] == ["parts/a/x.jsonl", "parts/b/x.jsonl"]
-
-
-def test_files_that_are_not_those_of_the_plan_stop_the_stage(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from xwin.data.files import data_digest
-    from xwin.stages._data import _tables
-
-    write(tmp_path / "a.jsonl", rows(2))
-    write(tmp_path / "b.jsonl", rows(2))
-    pattern = tmp_path / "*.jsonl"
-    ctx: Any = SimpleNamespace(path=lambda ref: pattern, inputs={"./*.jsonl": SimpleNamespace(digest=data_digest(pattern))})
-    assert len(_tables(ctx, "./*.jsonl")) == 2
-    write(tmp_path / "b.jsonl", rows(3))
-    with pytest.raises(DataError, match="others than were planned with"):
-        _tables(ctx, "./*.jsonl")
-
-
-def test_a_benchmark_is_compared_whole_or_not_at_all(tmp_path: Path) -> None:
-    from xwin.data.files import open_table
-
-    def texts(name: str, content: list[Any]) -> int:
-        return given_texts(name, [open_table(write(tmp_path / f"{name}.jsonl", content), cache=tmp_path)]).texts
-
-    unanswered = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": ""}]}
-    assert texts("rejected", [unanswered, {"messages": unanswered["messages"][:1]}]) == 2
-    with pytest.raises(DataError, match="holds no questions"):
-        texts("silent", [{"messages": []}])
-    with pytest.raises(DataError, match="1 of 3 rows hold no question") as caught:
-        texts("gap", [{"question": "Why?"}, {"question": None}, {"question": "How?"}])
-    assert caught.value.where.endswith("gap.jsonl:2")
-
-
 def test_bins_grow_by_half_an_octave_and_hold_every_length() -> None:
     import numpy as np
 
@@ -524,22 +368,6 @@ def test_a_data_set_of_the_hub_is_named_and_a_model_of_the_hub_still_is_one(tmp_
     model = target("hf:owner/name", Wants(Model), {}, {}, tmp_path)
     assert model is not None
     assert (model.form, model.artifact) == ("model", Model)
-
-
-def test_a_data_set_of_the_hub_needs_a_pinned_revision(tmp_path: Path, tiny_folder: Path) -> None:
-    error = failure(tmp_path, tiny_folder, {"clean": {"kind": "data", "sources": [{"path": "hf:owner/name:train"}]}})
-    assert isinstance(error, RecipeError)
-    assert "needs a pinned revision" in str(error)
-    assert "hf:owner/name@REVISION:train" in str(error)
-    assert unpinned("hf:owner/name@1f0c2a:train") == unpinned("./here.jsonl") == unpinned(f"hf:{tmp_path}") == ("", "")
-
-
-def test_a_data_set_of_the_hub_needs_a_pinned_revision(tmp_path: Path, tiny_folder: Path) -> None:
-    error = failure(tmp_path, tiny_folder, {"clean": {"kind": "data", "sources": [{"path": "hf:owner/name:train"}]}})
-    assert isinstance(error, RecipeError)
-    assert "needs a pinned revision" in str(error)
-    assert "hf:owner/name@REVISION:train" in str(error)
-    assert unpinned("hf:owner/name@1f0c2a:train") == unpinned("./here.jsonl") == unpinned(f"hf:{tmp_path}") == ("", "")
 
 
 def test_a_data_set_of_the_hub_needs_a_pinned_revision(tmp_path: Path, tiny_folder: Path) -> None:
