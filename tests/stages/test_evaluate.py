@@ -189,6 +189,8 @@ def test_rows_that_make_no_sense_are_refused(tmp_path: Path, tiny_folder: Path, 
 def test_the_name_of_a_row_cannot_lead_out_of_the_stage(name: str) -> None:
     with pytest.raises(ValidationError):
         Contender(name=name, model="base")
+
+
 def test_several_answers_without_a_picker_give_pass_at_k(tmp_path: Path, tiny_folder: Path) -> None:
     """Of q0 the first answer passes and the second does not, of q1 the reverse: the first answer of each is its one answer."""
     write(tmp_path / "prompts.jsonl", prompts(2, LIMIT))

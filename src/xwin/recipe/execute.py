@@ -141,6 +141,8 @@ def _what_to_lower(stage: PlannedStage) -> str:
     found += [f"engine.rows ({rows})" for rows in [(settings.get("engine") or {}).get("rows")] if rows is not None]
     smaller = "start from a smaller model; what is finished is kept"
     return f"lower {' or '.join(found)}, train adapters (tune), or {smaller}" if found else smaller
+
+
 def learned(stage: PlannedStage, done: Mapping[str, PlannedStage]) -> dict[str, Resolved]:
     """The data that the stages before `stage`, near and far, train networks on: "stage: reference" -> where it lies."""
     before: dict[str, PlannedStage] = {}
