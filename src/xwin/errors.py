@@ -10,6 +10,7 @@ XwinError
 ├── Failure                  exit 1: the work itself went wrong
 │   ├── TrainingStopped      a guard stopped the training (non-finite numbers, nothing to train ...)
 │   ├── CheckpointError      a checkpoint or artefact is truncated, altered or cannot be read
+│   ├── EndpointError        a remote model does not answer, refuses everybody, or answers what cannot be read
 │   └── StorageError         the disk is full, read-only or not permitted
 └── Interrupted              SIGINT (exit 130) or SIGTERM (exit 143), after a checkpoint was written
 """
@@ -108,6 +109,10 @@ class TrainingStopped(Failure):
 
 class CheckpointError(Failure):
     """A checkpoint or artefact is truncated, altered or cannot be read."""
+
+
+class EndpointError(Failure):
+    """A remote model does not answer, refuses everybody, or answers what cannot be read."""
 
 
 class StorageError(Failure):
