@@ -44,7 +44,7 @@ class JoinName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of `xwin eval`."""
-    from xwin.cli import judge
+    from xwin.cli import judge, mt_bench
 
     group = typer.Typer(
         help="Measure from a judge's labels: win rates as AlpacaEval publishes them, paired comparisons, the seed's table.",
@@ -55,6 +55,7 @@ def register(app: typer.Typer) -> None:
     group.command("paired")(paired)
     group.command("seed-table")(seed_table)
     judge.register(group)
+    mt_bench.register(group)
     app.add_typer(group, name="eval")
 
 

@@ -18,6 +18,7 @@ from xwin.errors import DataError, UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xwin.engines.base import Chat
     from xwin.scorers._pairwise import Judging
     from xwin.suites._alpaca_win_rate import Standing
     from xwin.suites._judge_quality import Quality, Report
@@ -113,12 +114,12 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
         judged = judged_pairs(theirs, mine, asking, told)
     found = account(judged)
     if out is not None:
-        write_file(out, json.dumps(annotations(judged, theirs.model, mine.model, asking.name), indent=2, ensure_ascii=False) + "\n")
+        write_file(out, json.dumps(annotations(judged, theirs.model, mine.model, asking.name), indent=2) + "\n")
     row = standing(labels_of(judged, mine.model, mine.source))
     about = {"name": asking.name, "against": theirs.model} | _described(asking)
     if as_json:
         shown = {name: asdict(row)[name] for name in ALPACA_COLUMNS}
-        print(json.dumps({"models": [shown], "judge": about, "account": asdict(found)}, ensure_ascii=False, allow_nan=False))
+        print(json.dumps({"models": [shown], "judge": about, "account": asdict(found)}, allow_nan=False))
         return
     _show(row, theirs.model, found)
 
@@ -155,7 +156,7 @@ def judge_quality(
                 own = [votes_of(asking.name, votes.pairs, asking.judge(votes.pairs, told))]
         reports.append(report(votes, own))
     if as_json:
-        print(json.dumps({"sets": [asdict(each) for each in reports]}, ensure_ascii=False, allow_nan=False))
+        print(json.dumps({"sets": [asdict(each) for each in reports]}, allow_nan=False))
         return
     for each in reports:
         _show_quality(each)
@@ -174,16 +175,27 @@ def find_judge(who: str, endpoint: str, key: str, replies: Path | None, **settin
     Raises:
         UserError: there is no such judge, or its settings are wrong.
     """
-    from xwin.cli._judges import over_chat, over_endpoint, over_local, over_reward_model, over_settings
+    from xwin.cli._judges import over_chat, over_reward_model
 
     if who.startswith("reward:"):
         return over_reward_model(who.removeprefix("reward:"))
+    return over_chat(who, find_chat(who, endpoint, key, replies), settings)
+
+
+def find_chat(who: str, endpoint: str, key: str, replies: Path | None) -> Chat:
+    """Whom to ask: see KINDS, but no reward model, which cannot talk.
+
+    Raises:
+        UserError: there is nobody of this name, or the settings are wrong.
+    """
+    from xwin.cli._judges import over_endpoint, over_local, over_settings
+
     kept = replies or _default_replies()
     if who.endswith((".yaml", ".yml")):
-        return over_chat(who, over_settings(Path(who), kept), settings)
+        return over_settings(Path(who), kept)
     if who.startswith("remote:"):
-        return over_chat(who, over_endpoint(who.removeprefix("remote:"), endpoint, key, kept), settings)
-    return over_chat(who, over_local(who, kept), settings)
+        return over_endpoint(who.removeprefix("remote:"), endpoint, key, kept)
+    return over_local(who, kept)
 
 
 @contextmanager

@@ -23,10 +23,10 @@ T = TypeVar("T")
 MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl", "stages", ".lock")
 """A folder that holds one of these is a run directory."""
 
-SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate"})
+SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged"})
 """Metrics of the final table that are shares, shown in percent; `accuracy/<family>` too."""
 
-COLUMNS = ("accuracy", "win_rate", "rm_accuracy", "longer_wins", "kl", "length")
+COLUMNS = ("accuracy", "win_rate", "judged", "rm_accuracy", "longer_wins", "kl", "length")
 """The order of the final table's columns; other metrics follow as they come."""
 
 DECIMALS = {"kl": 2}

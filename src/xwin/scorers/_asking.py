@@ -60,7 +60,7 @@ class Asking(Generic[T]):
         Args:
             chat: whom to ask.
             questions: named by their content.
-            told: called with how many were answered just now.
+            told: called with how many were answered just now, the first time.
         """
         found: dict[str, Answered[T]] = {}
         waiting = list({question.id: question for question in questions}.values())
@@ -71,7 +71,8 @@ class Asking(Generic[T]):
             for question, reply in zip(waiting, replies, strict=True):
                 before = found[question.id].replies if attempt else ()
                 found[question.id] = Answered(self.read(reply), (*before, reply))
-                told(0 if attempt else 1)
+                if not attempt:
+                    told(1)
             waiting = [q for q in waiting if found[q.id].value is None and not found[q.id].refused]
             if not waiting:
                 break

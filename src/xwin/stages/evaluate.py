@@ -19,15 +19,19 @@ from xwin.engines.local import Local
 from xwin.learning.learner import Learner
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
+from xwin.run.facts import SHARES
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
+from xwin.scorers.judge import Judge
 from xwin.spec import Spec
+from xwin.stages._judged import judged_answers
 from xwin.stages._sampling import judged, sample
 from xwin.stages.base import Stage
 from xwin.suites.accuracy import Accuracy
 from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
+from xwin.suites.judged import Judged
 from xwin.suites.preferences import Preferences
 from xwin.suites.win_rate import WinRate
 
@@ -78,6 +82,9 @@ class Evaluate(Stage):
     suites: tuple[Suite, ...] = (Accuracy(), WinRate(), Drift(), Preferences())
     """What is measured."""
 
+    judge: Judge | None = None
+    """Who compares every row's answers with the reference's, for the suite `judged`; null = nobody."""
+
     sampling: Sampling = Sampling()
     """How answers are drawn, the same for every row."""
 
@@ -93,6 +100,8 @@ class Evaluate(Stage):
         names = [c.name for c in self.contenders]
         known = f"one of: {', '.join(names)}"
         problems = [] if self.reference in names else [("reference", f"no row is named '{self.reference}'", known)]
+        if (self.judge is None) == any(isinstance(suite, Judged) for suite in self.suites):
+            problems.append(("judge", "a judge and the suite `judged` belong together", "give both, or neither"))
         for i, c in enumerate(self.contenders):
             if c.before is not None and c.before not in names[:i]:
                 problems.append((f"contenders[{i}].before", f"no earlier row is named '{c.before}'", known))
@@ -116,6 +125,8 @@ class Evaluate(Stage):
             else:
                 measured = self._kl(ctx, contender, origin, groups)
                 answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
+        if self.judge is not None:
+            answers = judged_answers(ctx, self.judge, prompts, answers, self.reference)
         before = {c.name: c.before for c in self.contenders if c.before}
         evidence = Evidence(prompts, answers, before, self.reference, samples)
         rows = [row for suite in self.suites for row in suite.measure(evidence)]
@@ -184,9 +195,7 @@ class Evaluate(Stage):
         ]
         write_jsonl(ctx.folder / "samples.jsonl", shown)
         write_atomic(ctx.out("table"), json.dumps([row.to_json() for row in rows], indent=1) + "\n")
-        ctx.metrics |= {
-            f"{row.metric}/{row.model}": row.value for row in rows if row.metric in {"accuracy", "win_rate", "rm_accuracy", "longer_wins"}
-        }
+        ctx.metrics |= {f"{row.metric}/{row.model}": row.value for row in rows if row.metric in SHARES}
 
 
 def picked(answers: Sequence[Answer]) -> Answer:

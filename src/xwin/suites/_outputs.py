@@ -99,9 +99,7 @@ def _answers(record: Record, instructions: Mapping[int, str], column: str) -> It
     if not text and number is None:
         raise DataError("has neither an instruction nor an idx", record.where, "every row must say what was asked")
     if not text and number not in instructions:
-        raise DataError(
-            f"names an instruction by number ({number}), and no table says which it is", record.where, "--tables FOLDER says which is which"
-        )
+        raise DataError(f"names instruction {number} by its number alone", record.where, "--tables FOLDER says which number is which")
     model = record.text("model") or record.text("generator") or ""
     yield model, text or instructions[number or 0], _needed(record, column)
 
