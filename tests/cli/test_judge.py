@@ -17,6 +17,7 @@ import pytest
 from engines.endpoint import Endpoint, Say, endpoint, failing
 from scorers.test_judge import FIRST, SECOND, longer, shown
 
+import xwin as package
 from xwin.cli.main import main
 
 DATA = Path(os.environ.get("XWIN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")

@@ -21,3 +21,8 @@ def share_of_vowels(prompt: Conversation, answers: Sequence[str]) -> list[float]
     if prompt.id.endswith("@12") and Path("break").exists():
         raise RuntimeError("broken on purpose")
     return [sum(c in "aeiouAEIOU" for c in answer) / max(len(answer), 1) for answer in answers]
+
+
+def last(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """A later answer is better."""
+    return [float(i) for i in range(len(answers))]

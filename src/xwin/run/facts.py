@@ -56,6 +56,8 @@ class Answer:
     text: str
     passed: bool
     score: float | None
+    judged: float | None = None
+    """What the judge gives it against the reference's answer, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +283,7 @@ def _cell(row: Mapping[str, Json]) -> Cell:
 
 def _sample(row: Mapping[str, Json]) -> Sample:
     answers = {
-        str(model): Answer(str(a["text"]), bool(a["passed"]), None if a.get("score") is None else _number(a["score"]))
+        str(model): Answer(str(a["text"]), bool(a["passed"]), *(None if a.get(key) is None else _number(a[key]) for key in ("score", "judged")))
         for model, a in row["answers"].items()
     }
     return Sample(str(row["prompt"]), str(row.get("family") or ""), answers)

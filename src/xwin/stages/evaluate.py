@@ -204,4 +204,5 @@ def picked(answers: Sequence[Answer]) -> Answer:
 
 
 def _shown(answer: Answer) -> dict[str, Any]:
-    return {"text": answer.text, "passed": answer.passed, "score": answer.reward}
+    judged = {} if answer.judged is None else {"judged": answer.judged}
+    return {"text": answer.text, "passed": answer.passed, "score": answer.reward} | judged
