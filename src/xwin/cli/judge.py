@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwin.cli.eval import AsJson, TablesFolder, file_and_model, tables_folder
+from xwin.cli.eval import SHOWN, AsJson, TablesFolder, file_and_model, tables_folder
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     from xwin.suites._outputs import Outputs
 
 KINDS = "remote:NAME (an OpenAI-compatible endpoint), RUN:stage, a folder or hf:org/name, reward:RUN:stage, or FILE.yaml: settings of an endpoint"
-ALPACA_COLUMNS = (
-    "model",
-    "win_rate",
-    "standard_error",
-    "n_wins",
-    "n_wins_base",
-    "n_draws",
-    "n_total",
-    "discrete_win_rate",
-    "length_controlled_winrate",
-    "avg_length",
-    "low",
-    "high",
-)
 EXAMPLES = 3
 """Answers that could not be read which are shown."""
 
@@ -102,7 +88,7 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
       xwin eval judge mine.json --against theirs.json --judge reward:runs/tiny-s0:rm --json
     """
     from xwin.suites._alpaca_win_rate import standing
-    from xwin.suites._judged_pairs import account, annotations, judged_pairs, labels_of
+    from xwin.suites._judged_pairs import account, annotation_rows, judged_pairs, labels_of
     from xwin.suites._outputs import same_questions
 
     mine, theirs = _outputs(file, tables), _outputs(against, tables)
@@ -114,11 +100,11 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
         judged = judged_pairs(theirs, mine, asking, told)
     found = account(judged)
     if out is not None:
-        write_file(out, json.dumps(annotations(judged, theirs.model, mine.model, asking.name), indent=2) + "\n")
+        write_file(out, json.dumps(annotation_rows(judged, theirs.model, mine.model, asking.name), indent=2) + "\n")
     row = standing(labels_of(judged, mine.model, mine.source))
     about = {"name": asking.name, "against": theirs.model} | _described(asking)
     if as_json:
-        shown = {name: asdict(row)[name] for name in ALPACA_COLUMNS}
+        shown = {name: asdict(row)[name] for name in ("model", *SHOWN, "low", "high")}
         print(json.dumps({"models": [shown], "judge": about, "account": asdict(found)}, allow_nan=False))
         return
     _show(row, theirs.model, found)

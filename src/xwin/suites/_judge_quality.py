@@ -160,7 +160,8 @@ def _interval(agreed: Sequence[float]) -> Interval | None:
 def _macro(firsts: Sequence[tuple[Vote, Vote]]) -> tuple[float, float, float]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = precision_recall_fscore_support([a for a, _ in firsts], [b for _, b in firsts], labels=[0, 1, 2], average="macro", zero_division=0)
+    told, said = [a for a, _ in firsts], [b for _, b in firsts]
+    found = precision_recall_fscore_support(told, said, labels=[0, 1, 2], average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
     return 100 * float(found[0]), 100 * float(found[1]), 100 * float(found[2])
 
 

@@ -67,7 +67,7 @@ def labels_of(judged: Judged, model: str, source: str) -> Labels:
     return Labels(model, source, tuple(made))
 
 
-def annotations(judged: Judged, reference: str, model: str, annotator: str) -> list[dict[str, Any]]:
+def annotation_rows(judged: Judged, reference: str, model: str, annotator: str) -> list[dict[str, Any]]:
     """Rows as in alpaca_eval's annotations.json, which `xwin eval alpaca` reads. Where both orders were asked, `raw_completion` is a list."""
     out = []
     for pair, judgement in zip(judged.pairs, judged.judgements, strict=True):
