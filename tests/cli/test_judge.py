@@ -204,6 +204,7 @@ def test_a_judge_may_be_a_file_of_settings_and_its_mistakes_have_lines(monkeypat
     ("options", "said"),
     [
         (("--judge", "remote:toy", "--endpoint", "localhost:1/v1"), "an endpoint is http"),
+        (("--judge", "remote:toy", "--key", "", "--out", "nowhere/labels.json"), "cannot be written there"),
         (("--judge", "remote:toy", "--key", "NOT_SET_ANYWHERE"), "NOT_SET_ANYWHERE holds no key"),
         (("--judge", "nobody"), "is not a model"),
         (("--judge", "reward:nobody"), "is not a reward model"),
@@ -215,7 +216,7 @@ def test_a_judge_may_be_a_file_of_settings_and_its_mistakes_have_lines(monkeypat
 def test_a_judge_that_is_not_there_is_an_error_with_a_fix(monkeypatch, capsys, options, said):
     outputs("mine.json", a="1"), outputs("theirs.json", a="22")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    assert xwin(monkeypatch, "judge", "mine.json", "--against", "theirs.json", *options, "--out", "labels.json") in {1, 2}
+    assert xwin(monkeypatch, "judge", "mine.json", "--against", "theirs.json", "--out", "labels.json", *options) in {1, 2}
     assert said in capsys.readouterr().err
     assert not Path("labels.json").exists()
 

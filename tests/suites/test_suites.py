@@ -121,7 +121,7 @@ def test_what_a_judge_said_is_a_mean_with_its_test_and_what_it_did_not_say_is_no
         "base": judged(None, None, None, None),
         "sft": judged(1.0, 0.0, None, 0.5),
         "ppo": judged(1.0, 1.0, 1.0, 1.0),
-        "new": judged(*[None] * 4),
+        "new": judged(None, None, None, None),
     }
     found = rows(Judged(), evidence(given, before={"sft": "base", "ppo": "sft"}))
     assert list(found) == [("sft", "judged"), ("ppo", "judged")]

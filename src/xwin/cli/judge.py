@@ -87,10 +87,12 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
 
       xwin eval judge mine.json --against theirs.json --judge reward:runs/tiny-s0:rm --json
     """
+    from xwin.run.storage import write_atomic
     from xwin.suites._alpaca_win_rate import standing
     from xwin.suites._judged_pairs import account, annotation_rows, judged_pairs, labels_of
     from xwin.suites._outputs import same_questions
 
+    require_place(out)
     mine, theirs = _outputs(file, tables), _outputs(against, tables)
     if not common:
         same_questions(mine, theirs)
@@ -100,7 +102,7 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
         judged = judged_pairs(theirs, mine, asking, told)
     found = account(judged)
     if out is not None:
-        write_file(out, json.dumps(annotation_rows(judged, theirs.model, mine.model, asking.name), indent=2) + "\n")
+        write_atomic(out, json.dumps(annotation_rows(judged, theirs.model, mine.model, asking.name), indent=2) + "\n")
     row = standing(labels_of(judged, mine.model, mine.source))
     about = {"name": asking.name, "against": theirs.model} | _described(asking)
     if as_json:
@@ -193,17 +195,14 @@ def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
         yield shown.advance
 
 
-def write_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+def require_place(path: Path | None) -> None:
+    """Refuses a file that cannot be written, before anything is asked or paid.
 
     Raises:
         UserError: its folder does not exist, or it is a folder.
     """
-    from xwin.run.storage import write_atomic
-
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise UserError("cannot be written there", str(path), "name a file in a folder that exists")
-    write_atomic(path, text)
 
 
 def _default_replies() -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xwin.cli.eval import AsJson
-from xwin.cli.judge import EXAMPLES, Endpoint, KeyName, Replies, Who, find_chat, progress, write_file
+from xwin.cli.judge import EXAMPLES, Endpoint, KeyName, Replies, Who, find_chat, progress, require_place
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def mt_bench(  # noqa: PLR0913, PLR0917 - an option each
     from xwin.suites._mt_bench import MtJudge, read_answers, read_questions, require_answers
     from xwin.suites._mt_bench_prompts import ours, read_prompts
 
+    require_place(out)
     asked = read_questions(questions)
     known = _references(references, asked)
     wording = read_prompts(prompts) if prompts else ours()
@@ -184,7 +185,9 @@ def _game_row(judge: MtJudge, game: Game) -> Mapping[str, Any]:
 
 
 def _write(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_file(out, "".join(json.dumps(row) + "\n" for row in rows))
+    from xwin.run.storage import write_atomic
+
+    write_atomic(out, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _show_unread(name: str, row: Grades | Match) -> None:
