@@ -11,6 +11,7 @@ XwinError
 │   ├── TrainingStopped      a guard stopped the training (non-finite numbers, nothing to train ...)
 │   │   └── StepRefused      a step that would do harm, before the parameters moved
 │   ├── CheckpointError      a checkpoint or artefact is truncated, altered or cannot be read
+│   ├── EndpointError        a remote model does not answer, refuses everybody, or answers what cannot be read
 │   ├── StorageError         the disk is full, read-only or not permitted
 │   └── OutOfMemory          an allocation failed; names the settings to lower
 └── Interrupted              SIGINT (exit 130) or SIGTERM (exit 143), after a checkpoint was written
@@ -133,6 +134,10 @@ class StepRefused(TrainingStopped):
 
 class CheckpointError(Failure):
     """A checkpoint or artefact is truncated, altered or cannot be read."""
+
+
+class EndpointError(Failure):
+    """A remote model does not answer, refuses everybody, or answers what cannot be read."""
 
 
 class StorageError(Failure):

@@ -119,6 +119,15 @@ def test_samples_that_broke_are_shown_and_counted(page):
     assert text.index("Failed at first, passes now") < text.index("Passed at first, fails now 4 of 4") < text.index("Fails before and after 4 of 8")
 
 
+def test_the_case_study_shows_every_model_on_prompts_of_every_family(page):
+    cases = page[page.index('<details class="cases">') : page.index("</details>", page.index('<details class="cases">'))]
+    models = list(dict.fromkeys(model for sample in samples() for model in sample["answers"]))
+    assert cases.count('<article class="sample">') == 6
+    assert [cases.count(f"<h4>{model}<") for model in models] == [6] * len(models)
+    families = dict.fromkeys(sample["family"] for sample in samples())
+    assert len(set(re.findall(r'<span class="family">(.*?)</span>', cases))) == min(6, len(families))
+
+
 def test_a_run_at_work_shows_what_is_there(tmp_path):
     run = running_run(tmp_path / "tiny-s1")
     text = " ".join(Page(write_report(run).read_text()).text.split())

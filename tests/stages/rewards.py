@@ -27,3 +27,8 @@ def wild_at_7(prompt: Conversation, answers: Sequence[str]) -> list[float]:
     """The share of vowels; but the first answer to the eighth prompt of the stream is worth more than fp32 can square."""
     calm = [sum(c in "aeiouAEIOU" for c in answer) / max(len(answer), 1) for answer in answers]
     return [1e30, *calm[1:]] if prompt.id.endswith("@7") else calm
+
+
+def last(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """A later answer is better."""
+    return [float(i) for i in range(len(answers))]

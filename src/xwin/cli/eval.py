@@ -44,7 +44,9 @@ class JoinName(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of `eval`."""
+    """Adds the commands of `xwin eval`."""
+    from xwin.cli import judge, mt_bench
+
     group = typer.Typer(
         help="Measure: win rates from a judge's labels as AlpacaEval publishes them, paired comparisons, foundation tasks, reward models.",
         no_args_is_help=True,
@@ -54,6 +56,8 @@ def register(app: typer.Typer) -> None:
     group.command("paired")(paired)
     group.command("seed-table")(seed_table)
     _eval_models.register(group)
+    judge.register(group)
+    mt_bench.register(group)
     app.add_typer(group, name="eval")
 
 
@@ -96,7 +100,7 @@ def alpaca(  # noqa: PLR0913, PLR0917 - an option each
     from xwin.suites._alpaca_win_rate import incomparable, standing
 
     how = _fit(fit)
-    folder = _tables(tables, files, needed=length_controlled or bool(reference))
+    folder = tables_folder(tables, files, needed=length_controlled or bool(reference))
     sets = _read(files, folder)
     for note in [*incomparable(sets), *_reference_notes(sets, folder, reference, length_controlled=length_controlled)]:
         _say(f"note: {note}")
@@ -165,7 +169,7 @@ def seed_table(
     """
     from xwin.suites._seed_table import seed_table as table
 
-    found = _tables(folder, [], needed=True)
+    found = tables_folder(folder, [], needed=True)
     cells = table(found) if found else []
     if as_json:
         rows = [asdict(cell) | {"agrees": cell.agrees} for cell in cells]
@@ -186,7 +190,7 @@ def _fit(text: str) -> Fit:
     return strength
 
 
-def _tables(given: Path | None, files: Sequence[Path], *, needed: bool) -> Path | None:
+def tables_folder(given: Path | None, files: Sequence[Path], *, needed: bool) -> Path | None:
     """The folder of AlpacaEval's tables: the one given, else beside the files, else in a usual place. None where there is none and none is needed.
 
     Raises:
@@ -257,13 +261,13 @@ def _both(first: str, second: str, tables: Path | None) -> tuple[Labels, Labels]
     from xwin.suites._alpaca_labels import pick, read_labels
     from xwin.suites._alpaca_tables import instructions
 
-    (file_1, model_1), (file_2, model_2) = (_split(text) for text in (first, second))
-    folder = _tables(tables, [file_1, file_2], needed=False)
+    (file_1, model_1), (file_2, model_2) = (file_and_model(text) for text in (first, second))
+    folder = tables_folder(tables, [file_1, file_2], needed=False)
     numbers = instructions(folder).numbers if folder else {}
     return pick(read_labels(file_1, numbers), model_1, str(file_1)), pick(read_labels(file_2, numbers), model_2, str(file_2))
 
 
-def _split(text: str) -> tuple[Path, str]:
+def file_and_model(text: str) -> tuple[Path, str]:
     """File and model of FILE:MODEL; no model where the whole is a file."""
     file, _, model = (text, "", "") if Path(text).exists() else text.partition(":")
     return Path(file), model

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le
 
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Finish, Prompt, Rollout
 from xwin.data.template import Template
+from xwin.errors import UserError
 from xwin.models.weights import Weights
 from xwin.spec import Kind, Spec
 
@@ -50,10 +51,32 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Foresight(Protocol):
+    """An Engine that can say which first tokens it might have written."""
+
+    def likeliest(self, prompt: Prompt, n: int) -> Sequence[tuple[int, float]]:
+        """The n likeliest first tokens of an answer at temperature 1: (token id, log-probability in nats), likeliest first."""
+        ...
+
+
 class EngineKind(Kind):
     """Settings of an engine. Each file in this folder is one."""
 
     package: ClassVar[str] = "xwin.engines"
+
+    def chat(self, replies: Path) -> Chat:
+        """A Chat with a model that is not ours to load.
+
+        Args:
+            replies: file in which answers are kept, so that nothing is asked twice.
+
+        Raises:
+            UserError: this engine runs a model of ours, and none was named.
+        """
+        raise UserError(
+            f"the engine '{self.kind}' runs a model of ours, and none is named", fix="name it, or take engine: {kind: remote, model: ...}"
+        )
 
     def build(self, model: Path, stop: Sequence[int], dtype: str) -> Engine:
         """An engine over a Hugging Face folder.
@@ -72,15 +95,34 @@ class Reply:
 
     text: str
     finish: Finish
+    """ "error": there is no answer, and `note` says why."""
     tokens: int
     """Length of the answer, tokens, the stop token included."""
+    prompt_tokens: int = 0
+    """Length of what was read, tokens; 0 where nobody counted."""
+    top_logprobs: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """First token of the answer, as it might have been -> log-probability, nats. Empty where it was not asked for, or is not known."""
+    usd: float = 0.0
+    """Price, US dollars."""
+    seconds: float = 0.0
+    """Time from question to answer."""
+    note: str = ""
+    kept: bool = False
+    """Whether it was answered before and kept: neither price nor time is of today."""
 
 
 class Chat(Protocol):
     """Text in, text out: what judges, suites, servers and people take."""
 
-    def reply(self, conversations: Sequence[Conversation], sampling: Sampling, *, seed: int) -> Iterator[Reply]:
-        """One answer per conversation, in order."""
+    def reply(self, conversations: Sequence[Conversation], sampling: Sampling, *, seed: int, top: int = 0) -> Iterator[Reply]:
+        """One answer per conversation, in order.
+
+        Args:
+            conversations: with unique ids.
+            sampling: how answers are drawn.
+            seed: of the draws.
+            top: how many likely first tokens to tell in Reply.top_logprobs.
+        """
         ...
 
     def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:
@@ -95,13 +137,30 @@ class EngineChat:
     engine: Engine
     template: Template
 
-    def reply(self, conversations: Sequence[Conversation], sampling: Sampling, *, seed: int) -> Iterator[Reply]:
-        """See Chat."""
+    def reply(self, conversations: Sequence[Conversation], sampling: Sampling, *, seed: int, top: int = 0) -> Iterator[Reply]:
+        """See Chat.
+
+        Raises:
+            UserError: first tokens are asked for, and the engine does not know them.
+        """
         prompts = [Prompt(c.id, self.template.prompt(c.messages)) for c in conversations]
+        first = [self._first(prompt, top) for prompt in prompts]
         found = {r.prompt_id: r for r in self.engine.generate(prompts, sampling, seed=seed)}
-        for prompt in prompts:
+        for prompt, likely in zip(prompts, first, strict=True):
             rollout = found[prompt.id]
-            yield Reply(self.template.parse(rollout.completion).text, rollout.finish, len(rollout.completion))
+            text = self.template.parse(rollout.completion).text
+            yield Reply(text, rollout.finish, len(rollout.completion), len(prompt.tokens), likely)
+
+    def _first(self, prompt: Prompt, top: int) -> dict[str, float]:
+        """Tokens that read the same share a place: the likelier one's."""
+        if not top:
+            return {}
+        if not isinstance(self.engine, Foresight):
+            raise UserError("this engine cannot say which other first tokens were likely", fix="take a judge that answers in words (ranking)")
+        found: dict[str, float] = {}
+        for token, logp in self.engine.likeliest(prompt, top):
+            found.setdefault(self.template.parse([token]).text.strip(), logp)
+        return found
 
     def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:
         """See Chat. A character whose bytes are spread over several tokens is held back until it is whole."""

@@ -131,6 +131,13 @@ class LocalEngine:
                 return
             logits = self._decode([answer], cache)
 
+    def likeliest(self, prompt: Prompt, n: int) -> list[tuple[int, float]]:
+        """See engines.base.Foresight."""
+        self._require_room([prompt], Sampling(max_tokens=1))
+        logits = self._prefill([(prompt, [_Answer(prompt, 0, 0)])], Cache(4, len(prompt.tokens) + 1), 0)
+        logp, token = logits[0].log_softmax(-1).topk(min(n, logits.shape[-1]))
+        return list(zip(token.tolist(), logp.tolist(), strict=True))
+
     def _require_room(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         for prompt in prompts:
             if len(prompt.tokens) + sampling.max_tokens > self.context:

@@ -23,13 +23,13 @@ T = TypeVar("T")
 MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl", "stages", ".lock")
 """A folder that holds one of these is a run directory."""
 
-SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate"})
+SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged"})
 """Metrics of the final table that are shares, shown in percent."""
 
 SHARED = ("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/")
 """What the names of other such metrics begin with."""
 
-COLUMNS = ("accuracy", "win_rate", "rm_accuracy", "longer_wins", "kl", "length")
+COLUMNS = ("accuracy", "win_rate", "judged", "rm_accuracy", "longer_wins", "kl", "length")
 """The order of the final table's columns; other metrics follow as they come."""
 
 DECIMALS = {"kl": 2}
@@ -59,6 +59,8 @@ class Answer:
     text: str
     passed: bool
     score: float | None
+    judged: float | None = None
+    """What the judge gives it against the reference's answer, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,7 @@ def _cell(row: Mapping[str, Json]) -> Cell:
 
 def _sample(row: Mapping[str, Json]) -> Sample:
     answers = {
-        str(model): Answer(str(a["text"]), bool(a["passed"]), None if a.get("score") is None else _number(a["score"]))
+        str(model): Answer(str(a["text"]), bool(a["passed"]), *(None if a.get(key) is None else _number(a[key]) for key in ("score", "judged")))
         for model, a in row["answers"].items()
     }
     return Sample(str(row["prompt"]), str(row.get("family") or ""), answers)

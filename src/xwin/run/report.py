@@ -47,6 +47,8 @@ KEY_METRICS = 5
 """Metrics of a stage shown in the table of stages."""
 SHOWN = {"fixed": 8, "broken": 8, "failed": 4, "passed": 2}
 """Samples shown of each group: failed at the first model and passed at the last, the reverse, failed at both, passed at both."""
+CASES = 6
+"""Prompts of the case study."""
 LONGEST = 1500
 """Characters of a text that are shown."""
 
@@ -91,6 +93,10 @@ class Comparison:
     models: tuple[str, ...]
     counts: Mapping[str, int]
     groups: tuple[tuple[str, tuple[Sample, ...]], ...]
+    cases: tuple[Sample, ...]
+    """Prompts that are shown with the answers of every model, whatever became of them."""
+    every: tuple[str, ...]
+    """Every model."""
 
 
 def write_report(run: Path, to: Path | None = None) -> Path:
@@ -282,11 +288,15 @@ def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:
 
 
 def _comparison(stage: StageFacts) -> Comparison:
-    models = side_by_side(list(dict.fromkeys(model for sample in stage.samples for model in sample.answers)) or [""])
+    every = list(dict.fromkeys(model for sample in stage.samples for model in sample.answers)) or [""]
+    models = side_by_side(every)
     groups = pick(stage.samples, models)
     counts = {name: len(found) for name, found in groups.items()}
     shown = tuple((name, tuple(found[: SHOWN[name]])) for name, found in groups.items() if found)
-    return Comparison(stage.name, models, counts, shown)
+    families: dict[str, list[Sample]] = {}
+    for sample in stage.samples:
+        families.setdefault(sample.family, []).append(sample)
+    return Comparison(stage.name, models, counts, shown, tuple(_in_turn(families.values())[:CASES]), tuple(every))
 
 
 def _curves(stage: StageFacts) -> Curves | None:

@@ -9,6 +9,7 @@ from xwin.data.rollout import Group, Score
 from xwin.spec import Kind
 
 if TYPE_CHECKING:
+    from xwin.engines.base import Chat, EngineKind
     from xwin.learning.learner import Learner
 
 
@@ -25,6 +26,10 @@ class Workshop(Protocol):
 
     def frozen_scorer(self, model: str) -> Learner:
         """The reward model that `model` names, loaded without an optimizer."""
+        ...
+
+    def chat(self, engine: EngineKind, model: str | None) -> Chat:
+        """Somebody to ask: an endpoint, or `engine` over the model that `model` names. Answers are kept."""
         ...
 
 

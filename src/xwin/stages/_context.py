@@ -14,13 +14,14 @@ from xwin.data.formats import Makes
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
 from xwin.distributed.world import World
-from xwin.engines.base import Engine, EngineKind
+from xwin.engines._replies import KeptChat, ReplyStore
+from xwin.engines.base import Chat, Engine, EngineChat, EngineKind
 from xwin.errors import DataError
 from xwin.learning.learner import Learner
 from xwin.learning.optim import Optim
 from xwin.models import causal
 from xwin.models.causal import Head
-from xwin.models.hub import cache_folder
+from xwin.models.hub import cache_folder, digest_folder
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
 from xwin.objectives.base import Objective
 from xwin.run.artifacts import Preferences
@@ -34,6 +35,9 @@ from xwin.stages._inputs import Resolved
 from xwin.stages._loop import LARGEST_RATIO_GAP, Loop
 from xwin.stages._training import Training
 from xwin.stages.base import Stage
+
+REPLIES = "replies.sqlite"
+"""File of the cache folder that keeps what judges answered."""
 
 
 class Context:
@@ -141,6 +145,15 @@ class Context:
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
         """An engine over a model."""
         return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
+
+    def chat(self, engine: EngineKind, model: str | None) -> Chat:
+        """See scorers.base.Workshop. Answers are kept in the cache folder: what was asked stays known when the recipe changes."""
+        replies = cache_folder() / REPLIES
+        if model is None:
+            return engine.chat(replies)
+        template = self.template(model)
+        who = " ".join([digest_folder(self.path(model)), self.template_digest(model), self.inputs[model].dtype, str(engine.settings())])
+        return KeptChat(EngineChat(self.engine(engine, model, template), template), ReplyStore(replies), who)
 
     def scorer(self, kind: ScorerKind) -> Scorer:
         """A scorer."""

@@ -20,10 +20,13 @@ from xwin.engines.local import Local
 from xwin.learning.learner import Learner
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
+from xwin.run.facts import SHARES
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import Scorer, ScorerKind
+from xwin.scorers.judge import Judge
 from xwin.spec import Spec
+from xwin.stages._judged import judged_answers
 from xwin.stages._sampling import BLOCK, judged, sample
 from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.base import Stage
@@ -31,6 +34,7 @@ from xwin.suites._contamination import overlap_rows
 from xwin.suites.accuracy import Accuracy
 from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
+from xwin.suites.judged import Judged
 from xwin.suites.preferences import Preferences
 from xwin.suites.win_rate import WinRate
 
@@ -39,8 +43,6 @@ if TYPE_CHECKING:
 
 TOKENS = 4096
 """Of a packed batch; bounds memory, does not change a number but for rounding."""
-HEADLINES = frozenset({"accuracy", "win_rate", "rm_accuracy", "longer_wins"})
-"""Metrics that are repeated in the stage's manifest."""
 
 
 class Contender(Spec):
@@ -83,6 +85,9 @@ class Evaluate(Stage):
     suites: tuple[Suite, ...] = (Accuracy(), WinRate(), Drift(), Preferences())
     """What is measured."""
 
+    judge: Judge | None = None
+    """Who compares every row's answers with the reference's, for the suite `judged`; null = nobody."""
+
     sampling: Sampling = Sampling()
     """How answers are drawn, the same for every row."""
 
@@ -109,6 +114,8 @@ class Evaluate(Stage):
         problems = self._unasked() if any(suite.reads_answers for suite in self.suites) else []
         if self.reference is not None and self.reference not in names:
             problems.append(("reference", f"no row is named '{self.reference}'", known))
+        if (self.judge is None) == any(isinstance(suite, Judged) for suite in self.suites):
+            problems.append(("judge", "a judge and the suite `judged` belong together", "give both, or neither"))
         for i, c in enumerate(self.contenders):
             if c.before is not None and c.before not in names[:i]:
                 problems.append((f"contenders[{i}].before", f"no earlier row is named '{c.before}'", known))
@@ -157,6 +164,8 @@ class Evaluate(Stage):
             else:
                 measured = self._kl(ctx, contender, origin, groups)
                 answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
+        if self.judge is not None:
+            answers = judged_answers(ctx, self.judge, prompts, answers, origin.name)
         before = {c.name: c.before for c in self.contenders if c.before}
         return Evidence(prompts, answers, before, origin.name, samples, models, ctx)
 
@@ -223,7 +232,7 @@ class Evaluate(Stage):
         ]
         write_jsonl(ctx.folder / "samples.jsonl", shown)
         write_atomic(ctx.out("table"), json.dumps([row.to_json() for row in rows], indent=1) + "\n")
-        ctx.metrics |= {f"{row.metric}/{row.model}": row.value for row in rows if row.metric in HEADLINES}
+        ctx.metrics |= {f"{row.metric}/{row.model}": row.value for row in rows if row.metric in SHARES}
 
 
 def picked(answers: Sequence[Answer]) -> Answer:
@@ -232,4 +241,5 @@ def picked(answers: Sequence[Answer]) -> Answer:
 
 
 def _shown(answer: Answer) -> dict[str, Any]:
-    return {"text": answer.text, "passed": answer.passed, "score": answer.reward}
+    judged = {} if answer.judged is None else {"judged": answer.judged}
+    return {"text": answer.text, "passed": answer.passed, "score": answer.reward} | judged

@@ -22,7 +22,8 @@ def is_switched(instruction: str, seed: int = 0) -> bool:
         instruction: as the judge reads it.
         seed: of the judge's configuration.
     """
-    return Random(f"is_switched_outputs{instruction}{seed}").choices([False, True], k=1)[0]
+    named = f"is_switched_outputs{instruction}{seed}".encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes
+    return Random(named).choices([False, True], k=1)[0]
 
 
 def in_order(displayed: float | None, *, switched: bool) -> float | None:

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-
 from suites.public import needs_public_labels, rows
-from xwin.suites._judge_parsing import in_order, is_switched, logprob_preference, ranking_preference
+
+from xwin.scorers._judge_parsing import in_order, is_switched, logprob_preference, ranking_preference
 
 
 @pytest.mark.parametrize(
