@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from xwin.data.batch import Batch, Outputs
 from xwin.errors import ModelError
-from xwin.models import attention
+from xwin.models import adapters, attention
 from xwin.models.heads import ScalarHead, read_reward_stats
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
 from xwin.models.weights import write_weights
@@ -132,6 +132,7 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
     """
     network, scalar = _networks(folder, head, head_seed)
     _require_plain(network, folder)
+    _require_finite(network, folder)
     tuning.apply(network)
     if scalar is not None:
         scalar.requires_grad_(not isinstance(tuning, Frozen))
@@ -165,11 +166,19 @@ def _require_plain(network: PreTrainedModel, folder: Path) -> None:
             raise ModelError(f"the architecture {config.model_type} uses {name}, which packed training does not compute", str(folder))
 
 
+def _require_finite(network: PreTrainedModel, folder: Path) -> None:
+    bad = next((name for name, parameter in network.named_parameters() if not parameter.isfinite().all()), None)
+    if bad is not None:
+        raise ModelError(
+            f"the weight {bad} holds numbers that are not finite", str(folder), "fetch or make the model again: it was broken when written"
+        )
+
+
 def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
     """Writes safetensors, config and tokenizer: what `from_pretrained` loads. A scalar head makes it a sequence classifier.
 
     Args:
-        model: adapters are merged in fp32.
+        model: adapters are merged in fp32, and written beside as a peft folder, `adapter/`.
         tokenizer: folder whose tokenizer files go along.
         to: a folder that does not exist yet.
     """
@@ -188,5 +197,7 @@ def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
     if model.head is None:
         config.architectures = [type(model.network).__name__]
     write_weights(to / "model.safetensors", tensors, {"format": "pt"})
+    if adapters.adapted(model.network):
+        adapters.write_adapters(model.network, to / adapters.FOLDER, tensors.get("score.weight"))
     config.dtype = torch.float32
     config.save_pretrained(to)

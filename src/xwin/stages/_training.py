@@ -17,7 +17,7 @@ from xwin.data.sources import Mixture
 from xwin.data.store import Pool
 from xwin.errors import DataError
 from xwin.learning.optim import Optim
-from xwin.models.tuning import Full, Tuning
+from xwin.models.tuning import Full, LoRA, Tuning
 from xwin.run.guards import Guard
 from xwin.seeds import permutation
 from xwin.stages.base import Stage
@@ -35,11 +35,17 @@ class Training(Stage):
     tokens_per_batch: Annotated[int, Ge(16)] = 2048
     """Longest packed batch, tokens. Bounds memory, and how long a row may be; else it does not change the result."""
 
+    recompute: bool = False
+    """Whether what a layer computed is computed again in the backward pass instead of kept: less memory, about a third more time, same result."""
+
     checkpoint_every: Annotated[float, Ge(0)] = 120.0
     """Seconds between checkpoints; 0 writes one after every step."""
 
     guards: tuple[Guard, ...] = ()
     """What to watch beside what is always watched."""
+
+    def require(self) -> None:
+        require_able(self.optim, self.tune)
 
 
 class RowTraining(Training):
@@ -56,6 +62,13 @@ class RowTraining(Training):
         if len(self.weights) in {0, sources}:
             return []
         return [("weights", f"{len(self.weights)} weights for {sources} sources", "give one for each source of `data`, in their order")]
+
+
+def require_able(optim: Optim, tune: Tuning) -> None:
+    """As `Stage.require`, of one model in training."""
+    optim.require()
+    if isinstance(tune, LoRA):
+        tune.require()
 
 
 @dataclass(frozen=True)
