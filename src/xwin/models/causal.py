@@ -160,10 +160,16 @@ def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel
 
 
 def _require_plain(network: PreTrainedModel, folder: Path) -> None:
+    """Sees to it that samples of a pack can only meet in attention, and that logits are a plain product."""
     config = network.config.get_text_config()
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1.0):
             raise ModelError(f"the architecture {config.model_type} uses {name}, which packed training does not compute", str(folder))
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if network._is_stateful or others or not network._supports_attention_backend:  # it says so nowhere else
+        found = ", ".join(sorted(others)) or "layers that are not attention"
+        what = f"the architecture {config.model_type} has {found}, in which the samples of a pack would mix"
+        raise ModelError(what, str(folder), "use a model whose layers are attention, such as a llama, mistral or qwen2")
 
 
 def _require_finite(network: PreTrainedModel, folder: Path) -> None:
