@@ -27,6 +27,8 @@ def bitsandbytes() -> Any:
 def require(setting: str) -> None:
     """Sees to it, before anything is loaded, that a setting which needs the package can be met on this machine.
 
+    On a CPU the package can round and compute, too, but once a layer has computed without gradient it never has one again.
+
     Raises:
         UserError: there is no CUDA device.
         MissingExtra: the package is not installed.
