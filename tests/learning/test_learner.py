@@ -234,6 +234,22 @@ def test_going_on_from_a_checkpoint_is_bit_for_bit_going_on(
         assert same(checkpoint_of(straight), checkpoint_of(resumed))
 
 
+def test_moments_of_8_bits_come_back_from_a_checkpoint_as_they_were(make_learner: MakeLearner, tmp_path: Path) -> None:
+    """Here on a CPU, where bitsandbytes computes them slowly."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'xwin-lm[cuda]'")
+    batches, options = pack(rows(Sft()), tokens=400), {"optim": Optim(lr=1e-3, moments="8bit", weight_decay=0.1), "total": 4}
+    straight, resumed = (make_learner(Sft(), seed=seed, **options) for seed in (0, 9))
+    straight.step(batches)
+    straight.step(batches)
+    path = checkpoint.save(tmp_path, 2, {"policy": straight.state()}, {})
+    checkpoint.load(path, {"policy": resumed.state()})
+    resumed.steps_done = 2
+    for learner in (straight, resumed):
+        learner.step(batches)
+        learner.step(batches)
+    assert same(parameters(straight), parameters(resumed))
+
+
 def test_a_checkpoint_before_the_first_step_changes_nothing(make_learner: MakeLearner, tmp_path: Path) -> None:
     batches = pack(rows(Sft()), tokens=400)
     plain, saved = make_learner(Sft()), make_learner(Sft())

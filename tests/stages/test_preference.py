@@ -24,6 +24,7 @@ from xwin.objectives.kto import Kto
 from xwin.run.signals import StopFlag
 from xwin.seeds import generator
 from xwin.spec import lookup
+from xwin.stages._context import Context
 from xwin.stages._preference import Judged, from_preferences, listen, partners, recall, remember
 from xwin.stages.base import Stage
 
@@ -162,6 +163,27 @@ def test_another_reference_moves_the_first_loss(tmp_path: Path, tiny_folder: Pat
     done = carry_out(tmp_path, tiny_folder, {"swapped": swapped, "prefer": {**PREFER, "reference": "swapped"}})
     assert done.curve("prefer", "score_margin")[0] > 0.05
     assert done.curve("prefer", "loss")[0] < math.log(2) - 0.02
+
+
+def test_the_reference_of_adapters_is_where_they_started_and_no_second_copy(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started from a stage that trained adapters itself: from its result, not from the model below it. So the first loss is ln 2."""
+    lora = {"kind": "lora", "rank": 4}
+    write(tmp_path / "chat.jsonl", chats(["good."] * 8))
+    write(tmp_path / "pairs.jsonl", pairs("good.", "bad bad.", 4))
+    sft = {"kind": "sft", "init": "base", "data": "./chat.jsonl", "optim": {"lr": 5e-3}, "epochs": 3, "tune": lora}
+    monkeypatch.delattr(Context, "frozen")
+    done = carry_out(tmp_path, tiny_folder, {"sft": sft, "prefer": {**PREFER, "init": "sft", "tune": lora, "tokens_per_step": 9000}})
+    assert done.curve("prefer", "loss")[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert done.curve("prefer", "reference_kl")[0] == pytest.approx(0.0, abs=1e-7)
+    template = load_template(tiny_folder, "vicuna")
+    expected, base = (
+        sum(answer_logp(folder, template, row)[0] for row in pairs("good.", "bad bad.", 4)) / 4
+        for folder in (done.stage("sft") / "final", tiny_folder)
+    )
+    assert done.curve("prefer", "chosen_logp")[0] == pytest.approx(expected, abs=1e-3)
+    assert abs(expected - base) > 1
 
 
 @pytest.mark.slow

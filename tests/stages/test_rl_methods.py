@@ -259,3 +259,16 @@ def test_the_methods_round_trip_through_the_resolved_recipe(tmp_path: Path, tiny
     first = read_recipe(tmp_path / "all.yaml").recipe
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(first.settings()))
     assert read_recipe(tmp_path / "all.yaml").recipe == first
+
+
+def test_training_ends_when_answers_no_longer_get_better(tmp_path: Path, tiny_folder: Path) -> None:
+    """A rate of 1e-30 moves nothing, so every evaluation after the first one is in vain; the first policy is what is published."""
+    write(tmp_path / "prompts.jsonl", prompts(8))
+    stage = {**RL, **METHODS["grpo"], "optim": {"lr": 1e-30}, "validation": "./prompts.jsonl", "eval_every": 2, "patience": 2, "steps": 9, "n": 2}
+    done = carry_out(tmp_path, tiny_folder, {"rl": stage})
+    assert list(done.curve("rl", "validation_reward")) == [1, 3, 5]
+    assert max(done.curve("rl", "reward")) == 5
+    assert "rl: stopped early at step 5: the best was step 1" in done.said
+    assert done.metrics("rl")["best_step"] == 1
+    through = carry_out(tmp_path, tiny_folder, {"rl": {**stage, "patience": None, "steps": 7}})
+    assert max(through.curve("rl", "reward")) == 6

@@ -1,18 +1,29 @@
 """What is wrong with the first step is said before it is taken."""
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from xwin.credit.base import to_sample
 from xwin.data.batch import Batch, Sample, pack
 from xwin.data.conversation import Conversation, Message
-from xwin.data.template import Template, samples
+from xwin.data.rollout import Finish, Group, Rollout
+from xwin.data.template import LaidOut, Template, samples
 from xwin.errors import TrainingStopped
 from xwin.learning.learner import Learner
 from xwin.objectives.sft import Sft
-from xwin.stages._start import require_sound, require_start
+from xwin.objectives.value import Value
+from xwin.run.events import Max
+from xwin.stages import _start
+from xwin.stages._start import require_ratio, require_sound, require_sound_round, require_start
+
+from .small import carry_out, chats, failure, pairs, prompts, write
 
 
 def rows(template: Template) -> list[Sample]:
@@ -81,3 +92,92 @@ def test_a_known_first_loss_is_compared() -> None:
     require_start(0.6931, math.log(2))
     with pytest.raises(TrainingStopped, match=r"is 4\.1589, .* must be 0\.6931"):
         require_start(6 * math.log(2), math.log(2))
+
+
+def round_of(template: Template, finish: Finish = "stop") -> tuple[Group, list[Sample]]:
+    """Two answers to one prompt, the second cut or ended as said."""
+    prompt, stop = template.prompt([Message("user", "Hi!")]), template.stop[0]
+    rollouts = tuple(Rollout("q", k, 0, prompt, (70 + k, 80, stop)[: 3 - k], (-1.0,) * (3 - k), ("stop", finish)[k]) for k in range(2))
+    return Group(Conversation("q", (Message("user", "Hi!"),)), rollouts, ("", "")), [to_sample(r, {}) for r in rollouts]
+
+
+def lay_out(found: list[Sample]) -> list[Batch]:
+    return pack(found, tokens=4096, share=True)
+
+
+def test_a_round_of_answers_passes_for_policy_and_critic(make_learner: Callable[..., Learner], learner: Learner, tiny_template: Template) -> None:
+    critic = make_learner(Value(), head="value")
+    require_sound_round([learner, critic], [round_of(tiny_template, "length")], lay_out, tiny_template)
+
+
+def test_an_answer_that_stopped_without_an_end_is_named(learner: Learner, tiny_template: Template) -> None:
+    with pytest.raises(TrainingStopped, match="sample q/1, token .*never learn to stop"):
+        require_sound_round([learner], [round_of(tiny_template, "stop")], lay_out, tiny_template)
+
+
+def test_a_critic_that_looks_across_answers_is_found_out(make_learner: Callable[..., Learner], learner: Learner, tiny_template: Template) -> None:
+    def leaking(found: list[Sample]) -> list[Batch]:
+        """Each answer continues the one before it."""
+        (batch,) = pack(found, tokens=4096)
+        return [replace(batch, parent=batch.parent.new_tensor([-1, 0]))]
+
+    for who in (learner, make_learner(Value(), head="value")):
+        with pytest.raises(TrainingStopped, match="in a pack than alone"):
+            require_sound_round([who], [round_of(tiny_template, "length")], leaking, tiny_template)
+
+
+def test_a_ratio_that_does_not_start_at_1_stops_the_training() -> None:
+    require_ratio({}, torch.float32)
+    require_ratio({"ratio_gap": Max(9e-6)}, torch.float32)
+    require_ratio({"ratio_gap": Max(0.0)}, torch.bfloat16)
+    for gap, dtype in ((2e-5, torch.float32), (1e-7, torch.bfloat16), (math.nan, torch.float32)):
+        with pytest.raises(TrainingStopped, match="before anything was learned"):
+            require_ratio({"ratio_gap": Max(gap)}, dtype)
+
+
+ROWS = {"init": "base", "tokens_per_step": 1024}
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": {"kind": "sft", "data": "./chats.jsonl", **ROWS},
+    "reward_model": {"kind": "reward_model", "data": "./pairs.jsonl", **ROWS},
+    "preference": {"kind": "preference", "data": "./pairs.jsonl", **ROWS},
+    "rl": {
+        "kind": "rl",
+        "init": "base",
+        "prompts": "./prompts.jsonl",
+        "scorer": {"kind": "length", "shape": {"kind": "linear"}},
+        "critic": {"init": "base"},
+        "steps": 1,
+        "prompts_per_step": 2,
+        "sampling": {"max_tokens": 4},
+    },
+}
+CHECKS: list[tuple[str, str, str, Any, str]] = [
+    *((kind, "_start.ALONE", "in a pack than alone", dict.fromkeys(_start.ALONE, -1.0), "sample") for kind in STAGES),
+    *((kind, "LaidOut.stop", "never learn to stop", property(lambda _: (99,)), "sample") for kind in ("sft", "reward_model", "preference")),
+    ("reward_model", "reward_model.UNTRAINED_TOLERANCE", "it must be 0.6931", -1.0, "step 0"),
+    ("rl", "_start.RATIO", "before anything was learned", dict.fromkeys(_start.RATIO, -1.0), "step 0"),
+]
+"""Stage, what is made so strict that nothing passes, and what is said then. A reference that is another model is in test_preference.py."""
+
+
+@pytest.mark.parametrize(("kind", "strict", "what", "bound", "where"), CHECKS, ids=[f"{kind}-{strict}" for kind, strict, *_ in CHECKS])
+def test_every_stage_looks_before_it_trains(  # noqa: PLR0917
+    kind: str, strict: str, what: str, bound: Any, where: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, found in {"chats": chats(["yes"] * 4), "pairs": pairs("good.", "bad.", 4), "prompts": prompts(4)}.items():
+        write(tmp_path / f"{name}.jsonl", found)
+    place, _, attribute = strict.partition(".")
+    monkeypatch.setattr(LaidOut if place == "LaidOut" else importlib.import_module(f"xwin.stages.{place}"), attribute, bound)
+    error = failure(tmp_path, tiny_folder, {kind: STAGES[kind]})
+    assert isinstance(error, TrainingStopped), error
+    assert what in error.what
+    assert where in error.where
+    assert not (tmp_path / "run" / "stages" / kind / "checkpoints" / "latest").exists()
+
+
+@pytest.mark.parametrize("tune", [{"kind": "full"}, {"kind": "lora"}], ids=["full", "lora"])
+def test_the_ratio_of_a_first_round_is_exactly_1_in_bf16(tune: dict[str, Any], tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "prompts.jsonl", prompts(8))
+    done = carry_out(tmp_path, tiny_folder, {"rl": {**STAGES["rl"], "tune": tune, "prompts_per_step": 4}}, "models.base.dtype=bfloat16")
+    assert done.curve("rl", "ratio_gap") == {0: 0.0}
+    assert done.curve("rl", "kl")[0] == pytest.approx(0.0, abs=1e-6)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,21 @@ from torch import Tensor, nn
 from xwin.data.batch import Batch, Outputs
 from xwin.distributed.world import World
 from xwin.errors import StepRefused, TrainingStopped
-from xwin.learning.optim import Optim
+from xwin.learning.optim import Optim, moments
 from xwin.models import causal
+from xwin.models.adapters import adapters_off
 from xwin.models.causal import PackedModel
 from xwin.models.weights import Weights
 from xwin.objectives.base import Objective
 from xwin.run.events import Count, Max, Mean, Measure, merged
+
+
+class Reader(Protocol):
+    """What a reference has to do: read."""
+
+    def forward(self, batches: Sequence[Batch], reads: frozenset[str]) -> list[Outputs]:
+        """What the model says of each batch, without gradient."""
+        ...
 
 
 @dataclass
@@ -112,18 +121,8 @@ class Learner:
         _, optimizer = self._training()
         names = {id(p): name for name, p in self.model.named_parameters()}
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        moments = {names[id(p)]: dict(self._moments(optimizer, p)) for p in trained}
-        return {"parameters": {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}, "moments": moments}
-
-    @staticmethod
-    def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-        """AdamW's state of a parameter, made where it does not exist yet so that a checkpoint can be read into it."""
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
+        parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {"parameters": parameters, "moments": {names[id(p)]: moments(optimizer, p) for p in trained}}
 
     def _training(self) -> tuple[Objective, torch.optim.Optimizer]:
         if self.objective is None or self.optimizer is None:
@@ -184,3 +183,15 @@ def _segments(batch: Batch, units: Tensor) -> list[int]:
         return places
     pairs = batch.pairs()
     return [segment for p in places for segment in pairs[p]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that a policy with adapters started from: the policy itself with its adapters off, so that no second copy is kept."""
+
+    policy: Learner
+
+    def forward(self, batches: Sequence[Batch], reads: frozenset[str]) -> list[Outputs]:
+        """See Reader."""
+        with adapters_off(self.policy.model.network):
+            return self.policy.forward(batches, reads)

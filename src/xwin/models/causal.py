@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from xwin.data.batch import Batch, Outputs
 from xwin.errors import ModelError
-from xwin.models import attention
+from xwin.models import adapters, attention
 from xwin.models.heads import ScalarHead, read_reward_stats
 from xwin.models.lean import slim
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_frozen
@@ -128,6 +128,7 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
     """
     network, scalar = _networks(folder, head, head_seed)
     _require_plain(network, folder)
+    _require_finite(network, folder)
     tuning.apply(network)
     slim(network, DTYPES[dtype])
     if scalar is not None:
@@ -156,17 +157,31 @@ def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel
 
 
 def _require_plain(network: PreTrainedModel, folder: Path) -> None:
+    """Sees to it that samples of a pack can only meet in attention, and that logits are a plain product."""
     config = network.config.get_text_config()
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) not in (None, 1.0):
             raise ModelError(f"the architecture {config.model_type} uses {name}, which packed training does not compute", str(folder))
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if network._is_stateful or others or not network._supports_attention_backend:  # it says so nowhere else
+        found = ", ".join(sorted(others)) or "layers that are not attention"
+        what = f"the architecture {config.model_type} has {found}, in which the samples of a pack would mix"
+        raise ModelError(what, str(folder), "use a model whose layers are attention, such as a llama, mistral or qwen2")
+
+
+def _require_finite(network: PreTrainedModel, folder: Path) -> None:
+    bad = next((name for name, parameter in network.named_parameters() if not parameter.isfinite().all()), None)
+    if bad is not None:
+        raise ModelError(
+            f"the weight {bad} holds numbers that are not finite", str(folder), "fetch or make the model again: it was broken when written"
+        )
 
 
 def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
     """Writes safetensors, config and tokenizer: what `from_pretrained` loads. A scalar head makes it a sequence classifier.
 
     Args:
-        model: adapters are merged in fp32.
+        model: adapters are merged in fp32, and written beside as a peft folder, `adapter/`.
         tokenizer: folder whose tokenizer files go along.
         to: a folder that does not exist yet.
     """
@@ -185,5 +200,7 @@ def save(model: PackedModel, tokenizer: Path, to: Path) -> None:
     if model.head is None:
         config.architectures = [type(model.network).__name__]
     write_weights(to / "model.safetensors", tensors, {"format": "pt"})
+    if adapters.adapted(model.network):
+        adapters.write_adapters(model.network, to / adapters.FOLDER, tensors.get("score.weight"))
     config.dtype = torch.float32
     config.save_pretrained(to)

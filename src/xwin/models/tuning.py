@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from annotated_types import Ge
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xwin.errors import ModelError
+from xwin.models.adapters import adapted
+from xwin.models.bitsandbytes import dequantized, is_quantized, quantize, require
+from xwin.models.recompute import layers
 from xwin.spec import Spec
 
 
@@ -42,6 +44,19 @@ class LoRA(Spec):
     targets: tuple[str, ...] = ()
     """Names of linear layers, such as q_proj; empty = every linear layer of the body."""
 
+    quantize: Literal["nf4"] | None = None
+    """How the frozen linear layers are held: null = in the compute type; nf4 = in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314), which
+    needs CUDA and the extra `cuda`. What is published is what was trained: the 4-bit weights with the adapters added in fp32."""
+
+    def require(self) -> None:
+        """Sees to it, before anything is loaded, that this machine can do it.
+
+        Raises:
+            MissingExtra, UserError: 4 bits without bitsandbytes, or without CUDA.
+        """
+        if self.quantize:
+            require(f"tune.quantize: {self.quantize}")
+
     def apply(self, network: PreTrainedModel) -> None:
         """Freezes the network and puts adapters into it. Initialisation draws from torch's global generator.
 
@@ -53,6 +68,9 @@ class LoRA(Spec):
         unknown = sorted(set(self.targets) - linear)
         if unknown:
             raise ModelError(f"no linear layer is named {', '.join(unknown)}", "tune.targets", f"choose among {', '.join(sorted(linear))}")
+        if self.quantize:
+            quantize(network.base_model, linear)
+            network.is_loaded_in_4bit = True  # type: ignore[assignment] - peft chooses its layers by this
         names = sorted(self.targets or linear)
         scale: Any = self.alpha  # peft annotates an int, and only divides it by the rank
         config = LoraConfig(r=self.rank, lora_alpha=scale, target_modules=names, lora_dropout=0.0, bias="none")
@@ -76,10 +94,8 @@ class LastLayers(Spec):
             ModelError: the network has no list of layers.
         """
         network.requires_grad_(requires_grad=False)
-        stacks = [m for m in network.base_model.children() if isinstance(m, nn.ModuleList)]
-        if not stacks:
-            raise ModelError(f"{type(network).__name__} has no list of layers", "tune", "use lora or full")
-        for layer in list(stacks[0])[len(stacks[0]) - self.layers :]:
+        stack = layers(network)
+        for layer in list(stack)[len(stack) - self.layers :]:
             layer.requires_grad_()
 
 
@@ -100,18 +116,20 @@ def merged(network: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tenso
     """Name of each parameter of the plain network -> fp32 tensor, adapters added to the masters in fp32.
 
     Args:
-        network: perhaps with adapters, perhaps with frozen parameters rounded to the compute type.
-        masters: parameter name -> fp32 value of what is frozen and was rounded.
+        network: perhaps with adapters, perhaps with frozen parameters rounded to the compute type, perhaps to 4 bits.
+        masters: parameter name -> fp32 value of what is frozen and was rounded to the compute type.
     """
+    four_bit = {f"{name}.weight": module for name, module in network.named_modules() if is_quantized(module)}
     out = {}
     for name, parameter in network.state_dict().items():
-        if ".lora_" not in name:
-            plain = name.replace(".base_layer.", ".")
-            out[plain] = masters[plain] if plain in masters else parameter.detach().float()
-    for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
-            delta: Any = module.get_delta_weight  # pyright: ignore[reportAttributeAccessIssue] - every kind of LoRA layer has it
-            out[f"{name}.weight"] = out[f"{name}.weight"] + delta("default").detach().float()
+        if ".lora_" in name or ".weight." in name:  # adapters, and the scales of 4-bit weights
+            continue
+        plain = name.replace(".base_layer.", ".")
+        value = dequantized(four_bit[name]) if name in four_bit else parameter.detach().float()
+        out[plain] = masters.get(plain, value)
+    for name, module in adapted(network).items():
+        delta: Any = module.get_delta_weight  # pyright: ignore[reportAttributeAccessIssue] - every kind of LoRA layer has it
+        out[f"{name}.weight"] = out[f"{name}.weight"] + delta("default").detach().float()
     return out
 
 
@@ -122,7 +140,9 @@ def round_frozen(network: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tens
         return masters
     head = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad and ".lora_" not in name:
+        if is_quantized(module):
+            module.compute_dtype = dtype  # type: ignore[assignment]
+        elif isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad and ".lora_" not in name:
             masters[f"{name}.weight".replace(".base_layer.", ".")] = module.weight.data
             module.weight.data = module.weight.data.to(dtype)
     return masters

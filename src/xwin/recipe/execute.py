@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwin.models.hub import fetch
 from xwin.recipe.fields import references
-from xwin.recipe.plan import Plan, PlannedStage, default_directory, make_plan, plan_table, ready
+from xwin.recipe.plan import ROOTS, Plan, PlannedStage, default_directory, make_plan, plan_table, ready
 from xwin.recipe.schema import Read, read_recipe
 from xwin.run import _boards as boards
 from xwin.run import memory
@@ -93,7 +93,11 @@ class _Execution:
 
     def all(self) -> None:
         """Runs or skips each stage, in order. Models come first: what cannot be had is known before hours of work."""
+        for stage in self.plan.stages:
+            if stage.status != "skip":
+                stage.spec.require()
         models = self._models()
+        self._require_usable(models)
         done: dict[str, PlannedStage] = {}
         for stage in self.plan.stages:
             self.stop.obey()
@@ -132,6 +136,18 @@ class _Execution:
             self.console.message(f"model {ref}: {source.path}")
             folders[ref] = fetch(source, self.plan.read.source.folder)
         return folders
+
+    def _require_usable(self, models: Mapping[str, Path]) -> None:
+        """Looks at every model, and at the chat template of those that a stage starts from."""
+        from xwin.data.template import load_template  # brings torch: only when there is work
+        from xwin.models.usable import require_usable
+
+        for folder in models.values():
+            require_usable(folder)
+        for stage in self.plan.stages:
+            root = next((text for field in ROOTS if (text := getattr(stage.spec, field, None)) in models), None)
+            if root is not None and stage.status != "skip":
+                load_template(models[root], getattr(stage.spec, "template", stage.inputs[root].template))
 
 
 def _what_to_lower(stage: PlannedStage) -> str:

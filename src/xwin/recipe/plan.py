@@ -111,15 +111,19 @@ def fingerprint(name: str, spec: Stage, inputs: Mapping[str, Resolved], seed: in
 
     The name is part of it because every seed of a stage is derived from the recipe's seed and its name.
     """
-    kinds = {dotted(place): [found.kind, type(found).revision] for place, found in specs(spec) if isinstance(found, Kind)}
     parts = {
         "format": FORMAT,
-        "kinds": kinds,
+        "kinds": revisions(spec),
         "settings": spec.settings(),
         "seed": [seed, name],
         "inputs": {ref: resolved.digest for ref, resolved in inputs.items()},
     }
     return _digest(parts)
+
+
+def revisions(spec: Stage) -> dict[str, list[str | int]]:
+    """Place in the settings -> the kind there and its revision.  Example: {"": ["rl", 0], "objective": ["ppo", 1], "credit": ["gae", 0], ...}"""
+    return {dotted(place): [found.kind, type(found).revision] for place, found in specs(spec) if isinstance(found, Kind)}
 
 
 def ready(stage: PlannedStage, done: Mapping[str, PlannedStage]) -> dict[str, Resolved]:

@@ -17,11 +17,13 @@ from xwin.distributed.world import World
 from xwin.engines._replies import KeptChat, ReplyStore
 from xwin.engines.base import Chat, Engine, EngineChat, EngineKind
 from xwin.errors import DataError
-from xwin.learning.learner import Learner
+from xwin.learning.learner import Learner, Origin, Reader
 from xwin.learning.optim import Optim
 from xwin.models import causal
+from xwin.models.adapters import adapted
 from xwin.models.causal import Head
 from xwin.models.hub import cache_folder, digest_folder
+from xwin.models.recompute import recompute
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
 from xwin.objectives.base import Objective
 from xwin.run.artifacts import Preferences
@@ -132,11 +134,17 @@ class Context:
         """A model in training. Adapters and heads are drawn from seeds of this stage."""
         self.world.seed(self.seed("init", head))
         model = causal.load(self.path(ref), head=head, tuning=tune, dtype=self.inputs[ref].dtype, head_seed=self.seed("head", head))
+        if isinstance(self.spec, Training) and self.spec.recompute:
+            recompute(model.network)
         return Learner(model, self.path(ref), self.world, objective, optim, total)
 
     def frozen(self, ref: str, head: Head = "language") -> Learner:
         """A model that only reads: a reference or a scorer."""
         return Learner(causal.load(self.path(ref), head=head, tuning=Frozen(), dtype=self.inputs[ref].dtype), self.path(ref), self.world)
+
+    def reference(self, ref: str, policy: Learner) -> Reader:
+        """The model that `policy` started from, which is `ref`: a second copy, or the policy itself where its adapters can be switched off."""
+        return Origin(policy) if adapted(policy.model.network) else self.frozen(ref)
 
     def frozen_scorer(self, model: str) -> Learner:
         """See scorers.base.Workshop."""

@@ -18,7 +18,7 @@ from xwin.data.budget import shorten
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.template import Template, answers
 from xwin.errors import DataError
-from xwin.learning.learner import Learner
+from xwin.learning.learner import Learner, Reader
 from xwin.models.weights import write_weights
 from xwin.objectives.kto import reference_point
 from xwin.run.storage import storage_errors, sync
@@ -94,7 +94,7 @@ class Said:
         return replace(sample, columns={**sample.columns, "ref_logp": column})
 
 
-def listen(reference: Learner, sample: Callable[[int], Sample], parts: Sequence[Sequence[int]], *, count: int, tokens: int) -> Said:
+def listen(reference: Reader, sample: Callable[[int], Sample], parts: Sequence[Sequence[int]], *, count: int, tokens: int) -> Said:
     """What the reference says of answers.
 
     Args:
@@ -140,7 +140,7 @@ class Judged:
         sample = Sample(f"{row.id} with the answer of {partner.id}", tokens, row.mask[: row.start] + partner.mask[partner.start :])
         return sample if len(tokens) <= longest else shorten([sample], longest)[0]
 
-    def heard(self, reference: Learner, parts: Sequence[Sequence[int]], tokens: int) -> Judged:
+    def heard(self, reference: Reader, parts: Sequence[Sequence[int]], tokens: int) -> Judged:
         """With what the reference says; see `listen`."""
         own = listen(reference, self.rows.__getitem__, parts, count=len(self.rows), tokens=tokens)
         other = listen(reference, partial(self.mismatched, longest=tokens), parts, count=len(self.rows), tokens=tokens) if self.partners else None

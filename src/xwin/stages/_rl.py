@@ -16,7 +16,7 @@ from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Rollout, rollout_to_json
 from xwin.data.template import Template
 from xwin.errors import DataError
-from xwin.learning.learner import Learner
+from xwin.learning.learner import Learner, Reader
 from xwin.objectives.value import explained_variance
 from xwin.ops import kl_k3
 from xwin.run.events import Measure, merged
@@ -115,7 +115,7 @@ class Team:
 
     policy: Learner
     critic: Learner | None
-    reference: Learner | None
+    reference: Reader | None
 
     def learners(self) -> dict[str, Learner]:
         """What is trained, by role; the policy first."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from xwin.data.batch import Batch, Sample, pack
+from xwin.data.rollout import Group
 from xwin.data.template import Template
 from xwin.errors import TrainingStopped
 from xwin.learning.learner import Learner
+from xwin.run.events import Measure
 
 START_TOLERANCE = 0.01
 """Relative to the expected loss, or nats where that is below one: policy and reference compute one function on one layout."""
@@ -19,6 +21,10 @@ UNTRAINED_TOLERANCE = 0.15
 
 ALONE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Mean difference, nats or reward units, that rounding may make between a sample in a pack and the same sample alone."""
+
+RATIO = {torch.float32: 1e-5, torch.bfloat16: 0.0}
+"""Nats. Old and new log-probs of the first minibatch are made by one computation on one layout, so their ratio is exactly 1; in fp32 a device
+that adds up in another order is forgiven, in bf16 it would drown the signal."""
 
 
 def require_sound(learner: Learner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template, *, cut: bool) -> None:
@@ -35,11 +41,47 @@ def require_sound(learner: Learner, samples: Sequence[Sample], batches: Sequence
         TrainingStopped: names the sample, and what to do.
     """
     for sample in samples:
-        _require_ends(sample, template.stop, cut=cut)
-        if template.bos is not None and sample.tokens[:2] == (template.bos, template.bos):
-            fix = "the chat template writes the token and the tokenizer adds it once more: use another template"
-            raise TrainingStopped("begins with two beginning-of-sequence tokens", f"sample {sample.id}", fix)
+        _require_whole(sample, template, cut=cut)
     _require_same_alone(learner, samples, batches[0])
+
+
+def require_sound_round(
+    learners: Sequence[Learner],
+    round_: Sequence[tuple[Group, Sequence[Sample]]],
+    lay_out: Callable[[Sequence[Sample]], list[Batch]],
+    template: Template,
+) -> None:
+    """The same of the first minibatch of reinforcement learning, for policy and critic. An answer that was cut at its limit has no end.
+
+    Args:
+        learners: that will take the step.
+        round_: groups, each with the samples of its rollouts in order.
+        lay_out: packs samples as the step will.
+        template: the prompts were rendered in.
+
+    Raises:
+        TrainingStopped: names the sample, and what to do.
+    """
+    samples = [sample for _, some in round_ for sample in some]
+    finishes = [rollout.finish for group, _ in round_ for rollout in group.rollouts]
+    for sample, finish in zip(samples, finishes, strict=True):
+        _require_whole(sample, template, cut=finish != "stop")
+    first, *_ = lay_out(samples)
+    for learner in learners:
+        _require_same_alone(learner, samples, first)
+
+
+def require_ratio(metrics: Mapping[str, Measure], dtype: torch.dtype) -> None:
+    """Checks what the first step measured of the ratio of new to old probabilities, where its objective measures it.
+
+    Raises:
+        TrainingStopped: it did not start at 1.
+    """
+    gap = metrics["ratio_gap"].value if "ratio_gap" in metrics else 0.0
+    if not gap <= RATIO[dtype]:
+        what = f"a log-probability moved by {gap:.3g} nats before anything was learned; at most {RATIO[dtype]:g} is rounding"
+        fix = "the model does not compute the same twice: look for dropout, for noise in its layers, or for kernels that are not deterministic"
+        raise TrainingStopped(what, "step 0", fix)
 
 
 def require_start(found: float, expected: float, tolerance: float = START_TOLERANCE) -> None:
@@ -52,6 +94,13 @@ def require_start(found: float, expected: float, tolerance: float = START_TOLERA
         what = f"the loss before the first step is {found:.4f}, but where nothing has been learned it must be {expected:.4f}"
         fix = "check that model, reference, dtype and template are those that were meant"
         raise TrainingStopped(what, "step 0", fix)
+
+
+def _require_whole(sample: Sample, template: Template, *, cut: bool) -> None:
+    _require_ends(sample, template.stop, cut=cut)
+    if template.bos is not None and sample.tokens[:2] == (template.bos, template.bos):
+        fix = "the chat template writes the token and the tokenizer adds it once more: use another template"
+        raise TrainingStopped("begins with two beginning-of-sequence tokens", f"sample {sample.id}", fix)
 
 
 def _require_ends(sample: Sample, stop: Sequence[int], *, cut: bool) -> None:
@@ -70,7 +119,7 @@ def _require_same_alone(learner: Learner, samples: Sequence[Sample], batch: Batc
     name = "score" if learner.model.head is not None else "logp"
     packed = {sample.id: sample for sample in samples if sample.id in batch.ids}
     sample = min(packed.values(), key=lambda s: len(s.tokens))
-    (alone,) = pack([sample], tokens=len(sample.tokens))
+    (alone,) = pack([sample], tokens=len(sample.tokens), temperature=batch.temperature)
     found = []
     for where in (batch, alone):
         (out,) = learner.forward([where], frozenset({name}))

@@ -45,3 +45,10 @@ class Stage(Kind):
     def check(self) -> Sequence[tuple[str, str, str]]:
         """Mistakes that no single field can see: (field, what is wrong, fix) each."""
         return ()
+
+    def require(self) -> None:
+        """Sees to it, before any stage runs, that this machine can do what the settings ask for.
+
+        Raises:
+            UserError: it cannot: an optional package or a device is missing.
+        """

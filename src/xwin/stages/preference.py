@@ -103,9 +103,9 @@ class Preference(RowTraining):
         if self.validation or self.validation_labelled:
             held = self._judged(ctx, "held", self._samples(ctx, self.validation, self.validation_labelled))
         steps = cut(rows, tokens=self.tokens_per_step, epochs=self.epochs, seed=ctx.seed("data"), weights=self.weights)
-        if "ref_logp" in self.objective.needs:
-            train, held = self._heard(ctx, train, held, steps)
         learner = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
+        if "ref_logp" in self.objective.needs:
+            train, held = self._heard(ctx, train, held, steps, learner)
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held.rows else None)
         if loop.start == 0:
             self._check_start(learner, train, steps, ctx.template(self.init))
@@ -131,13 +131,13 @@ class Preference(RowTraining):
         """With partners where the objective needs a reference point."""
         return Judged(rows, partners(rows, ctx.seed("partners", name)) if "reference_point" in self.objective.needs else ())
 
-    def _heard(self, ctx: Context, train: Judged, held: Judged, steps: Steps) -> tuple[Judged, Judged]:
-        """Both with what the reference says of them. It is asked once, before the policy is loaded; a resumed stage finds the answers."""
+    def _heard(self, ctx: Context, train: Judged, held: Judged, steps: Steps, policy: Learner) -> tuple[Judged, Judged]:
+        """Both with what the reference says of them. It is asked once, and given back; a resumed stage finds the answers."""
         path = ctx.directory.checkpoints / "reference.safetensors"
         found = recall(path)
         if found is None:
             ctx.console.message(f"{ctx.name}: the reference reads {len(train.rows) + len(held.rows)} answers")
-            reference = ctx.frozen(self.reference or self.init)
+            reference = ctx.reference(self.init, policy) if self._is_own_reference() else ctx.frozen(self.reference or self.init)
             train = train.heard(reference, steps.places, self.tokens_per_batch)
             held = held.heard(reference, [range(len(held.rows))], self.tokens_per_batch)
             found = train.tensors("train") | held.tensors("held")
@@ -149,8 +149,11 @@ class Preference(RowTraining):
         first = train.batches(learner, steps.places[0], self.tokens_per_batch)
         require_sound(learner, steps[0], first, template, cut=self.too_long == "truncate")
         expected = self.objective.start if isinstance(self.objective, PreferenceObjective) else None
-        if expected is not None and self.reference in {None, self.init}:
+        if expected is not None and self._is_own_reference():
             require_start(learner.evaluate(first)["loss"].value, expected)
+
+    def _is_own_reference(self) -> bool:
+        return self.reference in {None, self.init}
 
 
 def _listed(refs: Refs) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ from xwin.stages._rl import (
     varied,
 )
 from xwin.stages._sampling import group, judged
-from xwin.stages._training import Training
+from xwin.stages._start import require_ratio, require_sound_round
+from xwin.stages._training import Training, require_able
 from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.sft import due
 
@@ -172,6 +173,9 @@ class Rl(Training):
     eval_every: Annotated[int, Ge(1)] = 10
     """Rounds between those."""
 
+    patience: Annotated[int, Ge(1)] | None = None
+    """Evaluations without improvement after which training ends; null = never."""
+
     engine: EngineKind = Local()
     """What writes the answers."""
 
@@ -240,6 +244,11 @@ class Rl(Training):
         if self.refill is not None and self.n == 1:
             yield "refill", "one answer never differs from its siblings, so every group would be dropped", "set n above 1, or refill: null"
 
+    def require(self) -> None:
+        require_able(self.optim, self.tune)
+        if self.critic is not None:
+            require_able(self.critic.optim, self.critic.tune)
+
     def _needs(self) -> frozenset[str]:
         """Columns to compute for a round."""
         return self.credit.needs | (self.objective.needs & RAW) | (frozenset({"ref_logp"}) if self.kl else frozenset())
@@ -247,7 +256,7 @@ class Rl(Training):
     def run(self, ctx: Context) -> None:
         total = self.steps * self.passes * self.minibatches
         policy = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=total)
-        team = Team(policy, self._critic(ctx, total), ctx.frozen(self.init) if "ref_logp" in self._needs() else None)
+        team = Team(policy, self._critic(ctx, total), ctx.reference(self.init, policy) if "ref_logp" in self._needs() else None)
         template = ctx.template(self.init)
         writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer))
         prompts = ctx.conversations(self.prompts)
@@ -257,7 +266,9 @@ class Rl(Training):
         require_room(held, template, self.sampling.max_tokens, context)
         log = RolloutLog(ctx.directory.rollouts)
         begin = RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0)
-        loop = ctx.loop(self._watched(), self.steps, team.learners(), state=asdict(begin), rewind=log.rewind)
+        loop = ctx.loop(
+            self._watched(), self.steps, team.learners(), state=asdict(begin), patience=self.patience if held else None, rewind=log.rewind
+        )
         for step in loop:
             state = RLState(**loop.state)
             if loop.skips(*self._passed(ctx, prompts, state)):
@@ -267,7 +278,7 @@ class Rl(Training):
             memory.trim()
             log.append(step, drawn.kept, dropped=drawn.dropped)
             with loop.trial():
-                metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step))
+                metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step), template if step == 0 else None)
                 memory.trim()
                 loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics)))
                 validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
@@ -319,10 +330,11 @@ class Rl(Training):
     def _next_coef(self, state: RLState, metrics: Mapping[str, Any]) -> float:
         return self.kl.following(state.kl_coef, float(metrics["kl"])) if self.kl else 0.0
 
-    def _learn(self, drawn: Drawn, team: Team, state: RLState, seed: int) -> dict[str, Any]:
-        """Credit and updates of one round; returns its metrics.
+    def _learn(self, drawn: Drawn, team: Team, state: RLState, seed: int, check: Template | None) -> dict[str, Any]:
+        """Credit and updates of one round; returns its metrics. With a template it is the first one, and what must hold there is checked.
 
         Raises:
+            TrainingStopped: it does not hold.
             ScorerError: no answer of the round could be scored.
         """
         groups = usable(drawn.kept)
@@ -334,7 +346,11 @@ class Rl(Training):
         credited = self.credit.assign(groups, columns, state.kl_coef)
         rows = iter(carried(credited.samples, {name: columns[name] for name in self.objective.needs - self.credit.gives}))
         samples = [list(islice(rows, len(g.rollouts))) for g in groups]
+        if check is not None:
+            require_sound_round(list(team.learners().values()), [(groups[i], samples[i]) for i in passes[0][0]], packing.batches, check)
         metrics = {name: Mean(*pair) for name, pair in credited.stats.items()} | update(team, samples, passes, packing)
+        if check is not None:
+            require_ratio(metrics, team.policy.model.dtype)
         shown = describe(drawn.everything) | divergence(groups, columns) | variance_explained(credited.samples)
         if self.kl is not None:
             shown["kl_coef"] = state.kl_coef
