@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xwin.errors import UserError
-from xwin.run.cards import DataCard, PromptCard, read_card
+from xwin.run.cards import DataCard, PromptCard, RewardCard, read_card
 from xwin.run.events import Event
 
 Json = Any
@@ -97,7 +97,7 @@ class StageFacts:
     alarms: tuple[Alarm, ...]
     table: tuple[Cell, ...]
     samples: tuple[Sample, ...]
-    card: PromptCard | DataCard | None
+    card: PromptCard | DataCard | RewardCard | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,11 @@ from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, Pref
 from xwin.stages._preference import Judged, from_labels, from_preferences, partners, recall, remember
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound, require_start
-from xwin.stages._training import RowTraining, Steps, cut
+from xwin.stages._training import Refs, RowTraining, Steps, cut, listed
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
-
-Refs = str | tuple[str, ...] | None
 
 
 class Preference(RowTraining):
@@ -76,7 +74,7 @@ class Preference(RowTraining):
         kind, needs = self.objective.kind, self.objective.needs
         if not isinstance(self.objective, PreferenceObjective):
             return [("objective", f"{kind} does not learn from judged answers", "choose dpo, ipo, kto, orpo or simpo")]
-        problems = self.weight_mistakes(len(_listed(self.data)) + len(_listed(self.labelled)))
+        problems = self.weight_mistakes(len(listed(self.data)) + len(listed(self.labelled)))
         if not (self.data or self.labelled):
             problems.append(("", "there is nothing to learn from", "add `data:`" + (" or `labelled:`" if "label" in needs else "")))
         if "label" not in needs:
@@ -109,8 +107,8 @@ class Preference(RowTraining):
         """One source of samples per reference."""
         template, bonded = ctx.template(self.init), "label" not in self.objective.needs
         made = "judged pairs" if bonded else "judged answers"
-        sources = [Source(ctx.preferences(ref), made, partial(from_preferences, template, bonded=bonded)) for ref in _listed(pairs)]
-        sources += [Source(ctx.conversations(ref), "labelled answers", partial(from_labels, template)) for ref in _listed(labelled)]
+        sources = [Source(ctx.preferences(ref), made, partial(from_preferences, template, bonded=bonded)) for ref in listed(pairs)]
+        sources += [Source(ctx.conversations(ref), "labelled answers", partial(from_labels, template)) for ref in listed(labelled)]
         return pooled(ctx, self, self.init, sources)
 
     def _judged(self, ctx: Context, name: str, rows: Pool) -> Judged:
@@ -137,7 +135,3 @@ class Preference(RowTraining):
         expected = self.objective.start if isinstance(self.objective, PreferenceObjective) else None
         if expected is not None and self.reference in {None, self.init}:
             require_start(learner.evaluate(first)["loss"].value, expected)
-
-
-def _listed(refs: Refs) -> tuple[str, ...]:
-    return () if refs is None else (refs,) if isinstance(refs, str) else refs
