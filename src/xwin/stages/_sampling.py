@@ -87,7 +87,8 @@ def sample(
     blocks = [prompts[i : i + BLOCK] for i in range(0, len(prompts), BLOCK)]
     rollouts = _finished(path, blocks, n)
     done = len({r.prompt_id for r in rollouts})
-    with ctx.console.progress(ctx.name if part == "rollouts" else f"{ctx.name} {part}", len(prompts), "prompts", done=done) as progress:
+    shown = ctx.name if part == "rollouts" else f"{ctx.name} {path.stem}"
+    with ctx.console.progress(shown, len(prompts), "prompts", done=done) as progress:
         for block in blocks[-(-done // BLOCK) :]:
             asked = [Prompt(p.id, template.prompt(p.prompt)) for p in block]
             fresh: list[Rollout] = []

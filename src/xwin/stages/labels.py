@@ -38,9 +38,7 @@ class Labels(Asking):
         rows = [row for group in groups for row in labelled(group, self.above)]
         right = sum(row.label is True for row in rows)
         if not rows:
-            raise DataError(
-                "no answer is whole: each is empty, cut or without a score", ctx.name, "raise sampling.max_tokens or look at rollouts.jsonl"
-            )
+            raise DataError("each answer is empty, cut or without a score", ctx.name, "raise sampling.max_tokens, or look at rollouts.jsonl")
         if right in {0, len(rows)}:
             what = f"all {len(rows)} answers are labelled {'right' if right else 'wrong'}, so nothing can be learned from the labels"
             raise DataError(what, f"{ctx.name}.above", "move `above`, raise n, or choose prompts that the policy sometimes solves")

@@ -109,6 +109,8 @@ class Raft(Training):
     def check(self) -> Sequence[tuple[str, str, str]]:
         if self.n == 1 and self.above is None:
             return [("n", "the best of one answer is any answer, so the scores would teach nothing", "set n above 1, or a bar: above")]
+        if self.n > 1 and self.sampling.temperature == 0:
+            return [("sampling.temperature", "greedy answers to one prompt are all the same", "set it above 0, or n: 1")]
         return []
 
     def run(self, ctx: Context) -> None:
