@@ -28,7 +28,7 @@ RAFT: dict[str, Any] = {
     "scorer": function("share_of_z"),
     "above": 0.0,
     "optim": {"lr": 1e-2, "schedule": "constant"},
-    "steps": 13,
+    "steps": 12,
     "prompts_per_step": 8,
     "n": 32,
     "minibatches": 2,
@@ -41,7 +41,7 @@ SHORT = {
     "prompts_per_step": 4,
     "n": 8,
     "most": 2,
-    "steps": 5,
+    "steps": 4,
     "passes": 2,
     "validation": "./held.jsonl",
     "eval_every": 2,
@@ -86,7 +86,7 @@ def test_each_round_keeps_the_best_of_its_answers_and_counts_them(short: Done) -
     rows = read(short.stage("raft") / "rollouts.jsonl")
     kept = [conversation_from_json(row, "") for row in read(short.stage("raft") / "kept.jsonl")]
     places = []
-    for step in range(5):
+    for step in range(4):
         groups: dict[str, list[Any]] = {}
         for row in rows:
             if row["step"] == step:
@@ -104,7 +104,7 @@ def test_each_round_keeps_the_best_of_its_answers_and_counts_them(short: Done) -
         assert short.curve("raft", "accepted")[step] == pytest.approx(len(found) / 32)
         assert short.curve("raft", "tokens_per_accepted")[step] == pytest.approx(tokens / len(found))
         assert short.curve("raft", "solved")[step] == pytest.approx(len({name for name, _ in found}) / 4)
-    assert places == list(range(20)), "no prompt of the stream is skipped or asked twice"
+    assert places == list(range(16)), "no prompt of the stream is skipped or asked twice"
 
 
 def test_what_is_learned_is_what_was_sampled(short: Done) -> None:
@@ -180,7 +180,6 @@ def test_answers_that_cannot_be_scored_are_left_out_and_a_round_of_them_is_an_er
 MISTAKES = [
     ({"n": 1, "above": None}, "the best of one answer is any answer"),
     ({"sampling": {"temperature": 0}}, "greedy answers to one prompt are all the same"),
-    ({"scorer": "verifie"}, "unknown kind 'verifie'"),
     ({"most": 0}, "at least 1"),
 ]
 
