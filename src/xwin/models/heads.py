@@ -109,9 +109,10 @@ def read_reward_stats(folder: Path) -> RewardStats:
         return RewardStats()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {name: None if found.get(name) is None else float(found[name]) for name in found if name != "offsets"}
-        return RewardStats(**numbers, offsets=tuple(map(float, found.get("offsets", ()))))
-    except (ValueError, TypeError, AttributeError) as error:
+        temperature = None if found.get("temperature") is None else float(found["temperature"])
+        offsets = tuple(map(float, found.get("offsets", ())))
+        return RewardStats(float(found["mean"]), float(found["std"]), offsets, temperature, float(found.get("even", 0.0)))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(f"does not say what scores mean: {error}", str(path), "publish the reward model again, or write mean and std") from error
 
 

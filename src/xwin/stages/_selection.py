@@ -14,7 +14,7 @@ from xwin.scorers._outcome import has_failed
 class Kept(NamedTuple):
     """An answer that was kept."""
 
-    index: int
+    place: int
     """Of the answer in its group."""
     score: float
 

@@ -37,7 +37,7 @@ class BestOfN(Asking):
     def run(self, ctx: Context) -> None:
         groups = self.ask(ctx, self.n)
         kept = [chosen(group, above=self.above, most=self.most) for group in groups]
-        rows = [g.prompt.answered(g.texts[one.index], score=one.score) for g, some in zip(groups, kept, strict=True) for one in some]
+        rows = [g.prompt.answered(g.texts[one.place], score=one.score) for g, some in zip(groups, kept, strict=True) for one in some]
         if not rows:
             raise DataError("no answer passed the bar", f"{ctx.name}.above", "lower `above` or raise `n`")
         write_jsonl(ctx.out("conversations"), (conversation_to_json(row) for row in rows))

@@ -200,12 +200,12 @@ class Round:
 
     def samples(self) -> list[Sample]:
         """What is learned from: the kept answers as the token ids that were sampled."""
-        return [to_sample(group.rollouts[one.index], {}) for group, some in zip(self.groups, self.kept, strict=True) for one in some]
+        return [to_sample(group.rollouts[one.place], {}) for group, some in zip(self.groups, self.kept, strict=True) for one in some]
 
     def conversations(self) -> str:
         """The kept answers as lines of JSON; meta says which round and score."""
         pairs = ((group, one) for group, some in zip(self.groups, self.kept, strict=True) for one in some)
-        rows = (group.prompt.answered(group.texts[one.index], score=one.score, round=self.number) for group, one in pairs)
+        rows = (group.prompt.answered(group.texts[one.place], score=one.score, round=self.number) for group, one in pairs)
         return "".join(json.dumps(conversation_to_json(row), ensure_ascii=False) + "\n" for row in rows)
 
     def metrics(self, above: float | None) -> dict[str, float]:
