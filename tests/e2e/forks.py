@@ -40,6 +40,7 @@ PRELOADED = (
     "xwin.stages.pairs",
     "xwin.stages.preference",
     "xwin.stages.prompts",
+    "xwin.stages.raft",
     "xwin.stages.reward_model",
     "xwin.stages.rl",
     "xwin.stages.sft",

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from xwin.data.batch import Batch, Sample, pack
 from xwin.data.conversation import Message
 from xwin.data.template import Template
+from xwin.errors import ModelError
 from xwin.models.causal import PackedModel, load, save
 from xwin.models.heads import RewardStats, ScalarHead, read_reward_stats
 from xwin.models.tuning import Frozen, Full, LoRA
@@ -158,3 +159,57 @@ def test_the_first_loss_of_a_reward_model_is_ln_2(seed: int, tiny_folder: Path, 
         values = BradleyTerry().loss(batch, model(batch, SCORE)).values
         assert values.shape == (6,)
         assert values.mean().item() == pytest.approx(math.log(2), abs=0.02)
+
+
+@pytest.mark.parametrize("tuning", [Full(), LoRA(rank=4)], ids=["full", "lora"])
+def test_a_saved_ensemble_is_a_plain_classifier_with_a_label_for_each_head(
+    tuning: Full | LoRA, tiny_folder: Path, rows: list[Sample], tmp_path: Path
+) -> None:
+    torch.random.manual_seed(0)  # noqa: TID251 - adapters draw from it
+    model = load(tiny_folder, head="score", tuning=tuning, dtype="float32", head_seed=3, heads=3)
+    assert model.head is not None
+    model.head.stats = RewardStats(0.25, 2.0, offsets=(-0.5, 0.25, 0.25), temperature=1.5, even=0.25)
+    mine: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for batch in pack(rows, tokens=5000, share=True):
+            score = model(batch, SCORE).get("score")
+            assert score.shape == (len(batch.ids), 3)
+            mine |= {batch.ids[s]: score[s].tolist() for s in batch.samples()}
+    save(model, tiny_folder, tmp_path / "out")
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert network.config.num_labels == 3
+    for row in rows:
+        with torch.no_grad():
+            theirs = network(input_ids=torch.tensor([row.tokens])).logits[0]
+        assert theirs.tolist() == pytest.approx(mine[row.id], abs=1e-5)
+    again = load(tmp_path / "out", head="score", tuning=Frozen(), dtype="float32")
+    assert again.head is not None
+    assert (again.head.heads, again.head.stats) == (3, model.head.stats)
+    critic = load(tmp_path / "out", head="value", tuning=Full(), dtype="float32", head_seed=5)
+    assert critic.head is not None
+    torch.testing.assert_close(critic.head.weight, ScalarHead.drawn(64, 5).weight)
+
+
+def test_the_first_head_of_an_ensemble_is_the_one_that_would_be_alone() -> None:
+    many, one = ScalarHead.drawn(64, 7, heads=4), ScalarHead.drawn(64, 7)
+    assert torch.equal(many.weight[:1], one.weight)
+    assert len({tuple(row.tolist()) for row in many.weight.detach()}) == 4
+
+
+def test_raw_scores_become_spreads_and_probabilities() -> None:
+    """Heads 1 apart by nature: (2, 3) less offsets (-0.5, 0.5) is 2.5 twice; less the mean 0.5 over the spread 4 is 0.5; (2.5 - 1.5) / 2 = 0.5."""
+    stats = RewardStats(0.5, 4.0, offsets=(-0.5, 0.5), temperature=2.0, even=1.5)
+    raw = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
+    assert stats.standard(raw).tolist() == [[0.5, 0.5]]
+    assert stats.probability(raw).tolist() == [[pytest.approx(1 / (1 + math.exp(-0.5)))] * 2]
+
+
+def test_stats_of_a_plain_model_are_mean_and_std_alone() -> None:
+    assert RewardStats(0.5, 2.0).to_json() == {"mean": 0.5, "std": 2.0}
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"mean": "much"}', '{"spread": 1}', "no json"])
+def test_a_damaged_stats_file_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "reward_stats.json").write_text(text)
+    with pytest.raises(ModelError, match="reward_stats.json: does not say what scores mean"):
+        read_reward_stats(tmp_path)

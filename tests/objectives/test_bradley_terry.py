@@ -94,3 +94,51 @@ def test_a_batch_without_pairs_adds_nothing() -> None:
     (loss.values * w.weight).sum().backward()
     assert score.grad is not None
     assert score.grad.item() == 0.0
+
+
+def pair_of(name: str, chosen: int, rejected: int) -> list[Sample]:
+    """A bonded pair whose answers have so many tokens."""
+    return [Sample(f"{name}/{k}", (1,) + (5 + k,) * n, (False,) + (True,) * n, {"margin": 0.0}, name) for k, n in enumerate((chosen, rejected))]
+
+
+def test_each_head_of_an_ensemble_has_the_loss_that_it_would_have_alone() -> None:
+    """Two heads on two pairs: the loss of a pair is the mean of theirs, and so is the gradient, a half for each."""
+    (batch,) = pack([*pair_of("x", 2, 3), *pair_of("y", 1, 1)], tokens=32)
+    score = torch.tensor([[1.0, -1.0], [0.5, 2.0], [0.0, 0.3], [1.0, 0.1]], requires_grad=True)
+    objective = BradleyTerry(centre=0.1, flipped=0.05)
+    values = objective.loss(batch, Outputs(score=score)).values
+    alone = [score.detach()[:, k].clone().requires_grad_() for k in range(2)]
+    losses = [objective.loss(batch, Outputs(score=one)).values for one in alone]
+    torch.testing.assert_close(values.detach(), (losses[0] + losses[1]).detach() / 2)
+    values.sum().backward()
+    sum(loss.sum() for loss in losses).backward()  # type: ignore[union-attr]
+    assert score.grad is not None
+    for k in range(2):
+        assert alone[k].grad is not None
+        torch.testing.assert_close(score.grad[:, k], alone[k].grad / 2)
+
+
+def test_an_ensemble_ranks_by_its_mean_and_says_how_its_heads_disagree() -> None:
+    """Differences of the heads: 2 and -1, mean 0.5, deviation 1.5; then 1 and 3, mean 2, deviation 1."""
+    (batch,) = pack([*pair_of("x", 2, 3), *pair_of("y", 1, 1)], tokens=32)
+    by_name = {"x/0": [2.0, 0.0], "x/1": [0.0, 1.0], "y/0": [1.0, 3.0], "y/1": [0.0, 0.0]}
+    stats = BradleyTerry().loss(batch, Outputs(score=torch.tensor([by_name[name] for name in batch.ids]))).stats
+    assert stats["accuracy"].value == 1.0
+    assert stats["score_margin"].value == pytest.approx(1.25)
+    assert stats["disagreement"].value == pytest.approx(1.25)
+    single = BradleyTerry().loss(batch, Outputs(score=torch.tensor([by_name[name][1] for name in batch.ids]))).stats
+    assert single["accuracy"].value == 0.5
+    assert "disagreement" not in single
+
+
+def test_beside_the_accuracy_stands_what_length_alone_would_score() -> None:
+    """The chosen answer is longer, shorter, as long, longer: (1 + 0 + 1/2 + 1) / 4."""
+    lengths = [(3, 1), (1, 4), (2, 2), (5, 4)]
+    (batch,) = pack([s for k, pair in enumerate(lengths) for s in pair_of(f"p{k}", *pair)], tokens=64)
+    stats = BradleyTerry().loss(batch, Outputs(score=torch.zeros(len(batch.ids)))).stats
+    assert stats["longer_wins"].value == pytest.approx(2.5 / 4)
+
+
+def test_the_loss_at_the_start_is_known_where_margins_are_off() -> None:
+    assert BradleyTerry().start == pytest.approx(math.log(2))
+    assert BradleyTerry(margin_scale=0.5).start is None

@@ -1,9 +1,23 @@
 import json
+from dataclasses import replace
 
 import pytest
-from synthetic_run import finished_run, write
+from synthetic_run import finished_run, write, write_plan
 
-from xwin.run.cards import DataCard, DefectCount, Lengths, Origin, OverlapCount, PromptCard, read_card, write_card
+from xwin.run.cards import (
+    Bin,
+    Calibration,
+    DataCard,
+    DefectCount,
+    LengthBias,
+    Lengths,
+    Origin,
+    OverlapCount,
+    PromptCard,
+    RewardCard,
+    read_card,
+    write_card,
+)
 from xwin.run.facts import read_run
 from xwin.run.report import write_report
 
@@ -30,6 +44,38 @@ CARD = DataCard(
 
 def test_a_data_card_comes_back_as_it_was_written() -> None:
     assert read_card(json.loads(write_card(CARD))) == CARD
+
+
+REWARDS = RewardCard(
+    held_out=True,
+    answers=80,
+    heads=2,
+    mean=0.25,
+    std=1.5,
+    length_bias=LengthBias(40, 0.75, 0.625, 10, 0.7, 0, None, -0.125),
+    calibration=Calibration(1.5, 0.125, 0.0625, (Bin(0.5, 0.6, 40, 0.55, 0.75),), (Bin(0.7, 0.8, 40, 0.75, 0.75),)),
+    notes=("<b>to be escaped</b>",),
+)
+
+
+def test_a_reward_card_comes_back_as_it_was_written() -> None:
+    assert read_card(json.loads(write_card(REWARDS))) == REWARDS
+    bare = replace(REWARDS, length_bias=None, calibration=None)
+    assert read_card(json.loads(write_card(bare))) == bare
+
+
+def test_the_report_shows_a_reward_model_with_its_length_bias_and_its_reliability(tmp_path) -> None:
+    run = tmp_path / "tiny-s1"
+    write_plan(run)
+    write(run / "stages/rm/card.json", json.loads(write_card(REWARDS)))
+    page = write_report(run).read_text()
+    section = page[page.index('<section id="rewards">') :].partition("</section>")[0]
+    for text in ("80 held-out answers, 2 heads", "75.0", "62.5", "\N{EN DASH}", "-0.125", "&lt;b&gt;"):
+        assert text in section
+    assert "Temperature 1.5; expected calibration error 12.5 % before, 6.2 % after." in section
+    assert "50.0 to 60.0" in section
+    write(run / "stages/rm/card.json", json.loads(write_card(replace(REWARDS, length_bias=None, calibration=None, held_out=False))))
+    assert "80 training answers" in write_report(run).read_text()
 
 
 def test_a_card_of_prompts_is_told_from_a_card_of_data() -> None:

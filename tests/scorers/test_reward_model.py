@@ -1,21 +1,25 @@
 """The reward model as a scorer: its scores are those of the published folder in units of its own spread, whatever is scored beside them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
 from xwin.data.conversation import Conversation, Message
 from xwin.data.rollout import Finish, Group, Rollout
 from xwin.distributed.world import World
+from xwin.errors import ModelError
 from xwin.learning.learner import Learner
 from xwin.models.causal import load
 from xwin.models.heads import RewardStats
 from xwin.models.tuning import Frozen, Full
 from xwin.objectives.bradley_terry import BradleyTerry
+from xwin.scorers._outcome import ScorerError
 from xwin.scorers.base import Scorer, ScorerKind
 
 EOS = 2
@@ -105,3 +109,74 @@ def test_an_answer_longer_than_a_batch_is_scored(folder: Path) -> None:
 
 def test_no_groups_are_no_scores(folder: Path) -> None:
     assert scorer(folder).score([]) == []
+
+
+def published(tiny_folder: Path, to: Path, stats: RewardStats, *, heads: int = 1, seed: int = 3) -> Path:
+    """A reward model on disk."""
+    model = load(tiny_folder, head="score", tuning=Full(), dtype="float32", head_seed=seed, heads=heads)
+    assert model.head is not None
+    model.head.stats = stats
+    Learner(model, tiny_folder, World.alone(), BradleyTerry()).publish(to)
+    return to
+
+
+@dataclass(frozen=True)
+class Shelves:
+    """A workshop that holds reward models by name."""
+
+    folder: Path
+
+    def frozen_scorer(self, model: str) -> Learner:
+        return Learner(load(self.folder / model, head="score", tuning=Frozen(), dtype="float32"), self.folder / model, World.alone())
+
+
+@torch.no_grad()
+def raw_scores(folder: Path) -> list[list[float]]:
+    """[N][K] of GROUPS by transformers."""
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder)
+    return [theirs(torch.tensor([r.prompt + r.completion])).logits[0].tolist() for g in GROUPS for r in g.rollouts]
+
+
+def test_an_ensemble_of_heads_and_models_by_hand(tiny_folder: Path, tmp_path: Path) -> None:
+    """Members: two heads with offsets, and a model of one head with another zero and unit. Mean less 0.5 deviations, by plain Python."""
+    two = published(tiny_folder, tmp_path / "two", RewardStats(0.01, 0.2, offsets=(-0.03, 0.03)), heads=2)
+    one = published(tiny_folder, tmp_path / "one", RewardStats(-0.2, 0.5), seed=9)
+    found = ScorerKind.choose({"kind": "reward_model", "model": ["two", "one"], "caution": 0.5}).build(Shelves(tmp_path)).score(GROUPS)
+    for score, (a, b), (c,) in zip([s for row in found for s in row], raw_scores(two), raw_scores(one), strict=True):
+        members = [(a + 0.03 - 0.01) / 0.2, (b - 0.03 - 0.01) / 0.2, (c + 0.2) / 0.5]
+        middle = sum(members) / 3
+        spread = (sum((x - middle) ** 2 for x in members) / 3) ** 0.5
+        assert score.value == pytest.approx(middle - 0.5 * spread, abs=1e-4)
+        assert score.parts == pytest.approx({"model": middle, "unfinished": 0.0, "disagreement": spread}, abs=1e-4)
+        assert spread > 0.01
+
+
+def test_the_same_model_twice_agrees_with_itself(tiny_folder: Path, tmp_path: Path) -> None:
+    published(tiny_folder, tmp_path / "rm", RewardStats(0.02, 0.5))
+    one = ScorerKind.choose({"kind": "reward_model", "model": "rm"}).build(Shelves(tmp_path))
+    both = ScorerKind.choose({"kind": "reward_model", "model": ["rm", "rm"], "caution": 3.0}).build(Shelves(tmp_path))
+    assert values(both, GROUPS) == pytest.approx(values(one, GROUPS))
+    assert [s.parts["disagreement"] for row in both.score(GROUPS) for s in row] == [0.0] * 12
+
+
+def test_a_calibrated_score_is_a_probability(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = published(tiny_folder, tmp_path / "rm", RewardStats(0.02, 0.5, temperature=0.1, even=0.05))
+    mine = ScorerKind.choose({"kind": "reward_model", "model": "rm", "unit": "probability"}).build(Shelves(tmp_path))
+    expected = [1 / (1 + math.exp(-(raw - 0.05) / 0.1)) for (raw,) in raw_scores(folder)]
+    assert values(mine, GROUPS) == pytest.approx(expected, abs=1e-4)
+    assert max(expected) - min(expected) > 0.1
+
+
+def test_a_score_that_was_not_calibrated_is_no_probability(folder: Path) -> None:
+    with pytest.raises(ModelError, match="rm: was not calibrated, so its scores are no probabilities"):
+        ScorerKind.choose({"kind": "reward_model", "model": "rm", "unit": "probability"}).build(Shelf(folder))
+
+
+def test_one_model_cannot_be_cautious(folder: Path) -> None:
+    with pytest.raises(ScorerError, match="one reward model with one head never disagrees with itself"):
+        ScorerKind.choose({"kind": "reward_model", "model": "rm", "caution": 1.0}).build(Shelf(folder))
+
+
+def test_an_ensemble_of_no_models_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        ScorerKind.choose({"kind": "reward_model", "model": []})

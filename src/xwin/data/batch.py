@@ -151,7 +151,7 @@ class Outputs:
     value: Tensor | None = None
     """[T] expected return before tokens[t] is written, reward units, fp32."""
     score: Tensor | None = None
-    """[S] reward units, fp32, read at each segment's last token."""
+    """[S] reward units, fp32, read at each segment's last token; of an ensemble [S, K], one for each head."""
     uniform: Tensor | None = None
     """[T] mean of log p over the whole vocabulary, nats, fp32; 0 where the mask is False."""
 

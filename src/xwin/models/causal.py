@@ -113,7 +113,7 @@ class PackedModel(nn.Module):
         return merged(self.network, self.masters)
 
 
-def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen, dtype: str, head_seed: int = 0) -> PackedModel:
+def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen, dtype: str, head_seed: int = 0, heads: int = 1) -> PackedModel:
     """A Hugging Face folder as a PackedModel. Adapters are drawn from torch's global generator, the head from `head_seed`.
 
     Args:
@@ -122,11 +122,12 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
         tuning: what is trained.
         dtype: "float32" or "bfloat16", the type of matrix products.
         head_seed: seed of a new scalar head.
+        heads: of a new reward model, more than one for an ensemble.
 
     Raises:
         ModelError: the folder cannot be loaded, or its model does something the packed path does not do.
     """
-    network, scalar = _networks(folder, head, head_seed)
+    network, scalar = _networks(folder, head, head_seed, heads)
     _require_plain(network, folder)
     _require_finite(network, folder)
     tuning.apply(network)
@@ -136,7 +137,7 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
     return PackedModel(network, scalar, DTYPES[dtype])
 
 
-def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel, ScalarHead | None]:
+def _networks(folder: Path, head: Head, head_seed: int, heads: int) -> tuple[PreTrainedModel, ScalarHead | None]:
     options = {"dtype": torch.float32, "attn_implementation": attention.NAME, "trust_remote_code": False, "use_safetensors": True}
     transformers_logging.disable_progress_bar()  # our console shows what is going on
     try:
@@ -153,7 +154,7 @@ def _networks(folder: Path, head: Head, head_seed: int) -> tuple[PreTrainedModel
     width = network.config.get_text_config().hidden_size
     if head == "score" and rewards:
         return network, ScalarHead.of(network.get_parameter("score.weight"), read_reward_stats(folder))
-    return network, ScalarHead.drawn(width, head_seed)
+    return network, ScalarHead.drawn(width, head_seed, heads)
 
 
 def _require_plain(network: PreTrainedModel, folder: Path) -> None:

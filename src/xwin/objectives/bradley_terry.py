@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from xwin.data.batch import Batch, Outputs
-from xwin.objectives.base import Loss, Objective, Weighting, mean, pair_mean
+from xwin.objectives._reward import RewardObjective, disagreement, each_head, longer
+from xwin.objectives._weighting import trained_tokens
+from xwin.objectives.base import Loss, Weighting, mean, pair_mean
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, *, centre: float, flipped: float) -> Tensor:
@@ -24,7 +26,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, *, centre: f
     0 the loss is least where d = log((1 - e) / e): differences stay finite.
 
     Args:
-        chosen: [P] score of the better answer, reward units. Carries gradient.
+        chosen: [P] score of the better answer, reward units. Carries gradient. Here and below, any shape will do.
         rejected: [P] of the other. Carries gradient.
         margin: [P] how much better it must be, reward units.
         centre: weight of the last term, unitless, >= 0.
@@ -38,7 +40,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor, *, centre: f
     return smoothed + centre * (chosen + rejected) ** 2
 
 
-class BradleyTerry(Objective):
+class BradleyTerry(RewardObjective):
     """Logistic regression on score differences; every pair alike."""
 
     centre: Annotated[float, Ge(0)] = 0.01
@@ -51,16 +53,25 @@ class BradleyTerry(Objective):
     """Share of pairs whose label is taken to be wrong. 0 = none."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"margin"})
-    reads: ClassVar[frozenset[str]] = frozenset({"score"})
+
+    @property
+    def start(self) -> float | None:
+        return None if self.margin_scale else super().start
 
     def weigh(self, batch: Batch) -> Weighting:
         return pair_mean(batch)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         pairs = torch.tensor(batch.pairs(), dtype=torch.long, device=batch.tokens.device).reshape(-1, 2)
-        chosen, rejected = out.get("score")[pairs].unbind(1)
+        chosen, rejected = each_head(out.get("score"))[pairs].unbind(1)  # [P, K] each
         margin = self.margin_scale * batch.column("margin")[pairs[:, 0]]
-        values = bradley_terry(chosen, rejected, margin, centre=self.centre, flipped=self.flipped)
-        everywhere = torch.ones_like(chosen, dtype=torch.bool)
-        stats = {"accuracy": mean(chosen > rejected, everywhere), "score_margin": mean(chosen - rejected, everywhere)}
+        values = bradley_terry(chosen, rejected, margin[:, None], centre=self.centre, flipped=self.flipped).mean(1)
+        gap, lengths = (chosen - rejected).mean(1), trained_tokens(batch)[pairs]
+        everywhere = torch.ones_like(gap, dtype=torch.bool)
+        stats = {
+            "accuracy": mean(gap > 0, everywhere),
+            "longer_wins": mean(longer(lengths[:, 0], lengths[:, 1]), everywhere),
+            "score_margin": mean(gap, everywhere),
+            **disagreement(chosen - rejected, everywhere),
+        }
         return Loss(values, stats)

@@ -23,7 +23,7 @@ class Model(Network):
 
 
 class RewardModel(Network):
-    """A Hugging Face folder of a sequence classifier with one label."""
+    """A Hugging Face folder of a sequence classifier: one label, or one for each head of an ensemble."""
 
 
 class Conversations(Artifact):

@@ -1,4 +1,4 @@
-"""What a stage's card.json says of its data, as plain frozen values: of generated prompts, and of data that people have.
+"""What a stage's card.json says, as plain frozen values: of generated prompts, of data that people have, of a reward model's scores.
 
 The stages write it, `xwin data check` prints it, the report shows it.
 """
@@ -113,17 +113,80 @@ class DataCard:
     notes: tuple[str, ...]
 
 
-def write_card(card: DataCard) -> str:
+@dataclass(frozen=True, slots=True)
+class LengthBias:
+    """How much of what a reward model knows is length, over pairs of a better and a worse answer. Ties count one half; None = no such pair."""
+
+    pairs: int
+    accuracy: float
+    longer_wins: float
+    """What preferring the longer answer would score."""
+    matched: int
+    """Pairs whose answers are about equally long."""
+    matched_accuracy: float | None
+    shorter: int
+    """Pairs whose better answer is the shorter one."""
+    shorter_accuracy: float | None
+    correlation: float | None
+    """Of score and length over the answers, Pearson's; None = all scores or all lengths are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """What happened where a model was about equally sure.  Example: Bin(0.8, 0.9, 40, confidence=0.86, right=0.7) was too sure"""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    """Mean of the probabilities in [low, high); the last bin holds its upper end too."""
+    right: float
+    """Share of the n that came true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Whether a reward model is as sure as it is right, before and after its temperature."""
+
+    temperature: float
+    error: float
+    """Expected calibration error at temperature 1."""
+    calibrated_error: float
+    """At the temperature, on the answers it was fitted on."""
+    before: tuple[Bin, ...]
+    after: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardCard:
+    """What a reward model's scores are worth."""
+
+    held_out: bool
+    """Whether the answers below were kept out of training."""
+    answers: int
+    heads: int
+    mean: float
+    """Of raw scores of training answers."""
+    std: float
+    length_bias: LengthBias | None
+    calibration: Calibration | None
+    notes: tuple[str, ...]
+    """Why something is missing, or not to be trusted."""
+
+
+def write_card(card: DataCard | RewardCard) -> str:
     """The text of card.json."""
     return json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
 
 
-def read_card(row: Mapping[str, Json]) -> PromptCard | DataCard:
+def read_card(row: Mapping[str, Json]) -> PromptCard | DataCard | RewardCard:
     """A card from the JSON value of card.json.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: it lacks something, or something is not what it should be.
     """
+    if "held_out" in row:
+        return TypeAdapter(RewardCard).validate_python(row)
     return TypeAdapter(DataCard).validate_python(row) if "origins" in row else _prompt_card(row)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xwin.errors import UserError
-from xwin.run.cards import DataCard, PromptCard, read_card
+from xwin.run.cards import DataCard, PromptCard, RewardCard, read_card
 from xwin.run.events import Event
 
 Json = Any
@@ -113,7 +113,7 @@ class StageFacts:
     skipped: tuple[Skipped, ...]
     table: tuple[Cell, ...]
     samples: tuple[Sample, ...]
-    card: PromptCard | DataCard | None
+    card: PromptCard | DataCard | RewardCard | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ from markupsafe import Markup
 from xwin.errors import UserError
 from xwin.run import _boards as boards
 from xwin.run import plots
-from xwin.run.cards import DataCard, PromptCard
+from xwin.run.cards import DataCard, PromptCard, RewardCard
 from xwin.run.events import CATALOGUE, Unit
 from xwin.run.facts import Cell, RunFacts, Sample, StageFacts, final_table, ordered, read_run
 from xwin.run.storage import write_atomic
 
 CURVES: Mapping[str, tuple[str, ...]] = {
     "sft": ("loss", "verified", "grad_norm", "lr"),
+    "raft": ("reward", "kept_reward", "loss", "accepted", "unique", "length"),
     "reward_model": ("loss", "accuracy", "score_margin"),
     "rl": ("reward", "verified", "kl", "entropy", "length", "clipped", "engine_gap", "explained_variance", "value_loss"),
 }
@@ -123,7 +124,7 @@ def write_report(run: Path, to: Path | None = None) -> Path:
 def render(run: RunFacts, now: datetime) -> str:
     """The page as text. The same facts and time give the same page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"seconds": seconds_text, "number": number_text, "moment": moment_text, "clip": clipped}
+    environment.filters |= {"seconds": seconds_text, "number": number_text, "percent": percent_text, "moment": moment_text, "clip": clipped}
     template = environment.from_string(files("xwin.run").joinpath("report.html.j2").read_text(encoding="utf-8"))
     longest = max((s.seconds for s in run.stages if math.isfinite(s.seconds)), default=0.0)
     costs = [_cost(s, longest) for s in run.stages if s.status != "waiting"]
@@ -142,6 +143,7 @@ def render(run: RunFacts, now: datetime) -> str:
         skipped=[(s.name, found) for s in run.stages for found in s.skipped],
         cards=[(s.name, s.card, _families(s.card)) for s in run.stages if isinstance(s.card, PromptCard)],
         data=[(s.name, s.card, _lengths(s.name, s.card)) for s in run.stages if isinstance(s.card, DataCard)],
+        rewards=[(s.name, s.card) for s in run.stages if isinstance(s.card, RewardCard)],
         costs=costs,
         tokens=math.fsum(c["tokens"] for c in costs if math.isfinite(c["tokens"])) or math.nan,
         total=math.fsum(s.seconds for s in run.stages if math.isfinite(s.seconds)),
@@ -166,6 +168,11 @@ def number_text(value: float) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def percent_text(share: float | None) -> str:
+    """A share in percent.  Example: "71.4"; a dash where there is none."""
+    return "\N{EN DASH}" if share is None else f"{100 * share:.1f}"
 
 
 def moment_text(time: float) -> str:

@@ -1,67 +1,119 @@
-"""A trained reward model as a scorer."""
+"""A trained reward model as a scorer, or an ensemble with its disagreement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from annotated_types import Ge
+import torch
+from annotated_types import Ge, MinLen
+from torch import Tensor
 
 from xwin.data.batch import Sample, pack
 from xwin.data.rollout import Group, Rollout, Score
+from xwin.errors import ModelError
 from xwin.learning.learner import Learner
 from xwin.models.heads import RewardStats
 from xwin.run.artifacts import RewardModelRef
+from xwin.scorers._outcome import ScorerError
 from xwin.scorers.base import ScorerKind, Workshop
 
 TOKENS = 4096
 """Of a packed batch; bounds memory, does not change a score."""
 
+Unit = Literal["spread", "probability"]
+
 
 class RewardModel(ScorerKind):
-    """Scores the token ids that were sampled, never a decoded and encoded copy of them, in units of the reward model's own spread."""
+    """Scores the token ids that were sampled, never a decoded and encoded copy of them.
 
-    model: RewardModelRef
-    """The reward model: a stage or a folder."""
+    The members of an ensemble are all heads of all models named. Its score is their mean less `caution` times their standard deviation
+    (population form), and the part `disagreement` is that deviation. Coste et al. 2023, arXiv:2310.02743, uncertainty-weighted optimization;
+    deviation: they take off the variance, which has another unit than the score.
+    """
+
+    model: RewardModelRef | Annotated[tuple[RewardModelRef, ...], MinLen(1)]
+    """The reward model: a stage or a folder; or several, as one ensemble."""
+
+    unit: Literal["spread", "probability"] = "spread"
+    """spread: in units of each model's own spread, 0 is its mean training answer. probability: of being right, or for a model of preferences of
+    beating an answer of the mean score; for a model that was calibrated."""
+
+    caution: Annotated[float, Ge(0)] = 0.0
+    """Standard deviations of the members taken off their mean; 0 = the mean. Above 0 it needs an ensemble."""
 
     unfinished: Annotated[float, Ge(0)] = 1.0
-    """Taken off the score of an answer that hit the length limit, units of the spread: the model never saw an answer without its end."""
+    """Taken off the score of an answer that hit the length limit, in `unit`: the model never saw an answer without its end."""
 
     def build(self, workshop: Workshop) -> RewardModelScorer:
-        learner = workshop.frozen_scorer(self.model)
+        refs = (self.model,) if isinstance(self.model, str) else self.model
+        judges = tuple(Judge.of(workshop.frozen_scorer(ref), ref, self.unit) for ref in refs)
+        if self.caution and sum(judge.members for judge in judges) == 1:
+            fix = "set caution: 0, name several models, or train one with `heads` above 1"
+            raise ScorerError("one reward model with one head never disagrees with itself", f"caution of the scorer over {refs[0]}", fix)
+        return RewardModelScorer(judges, self.caution, self.unfinished)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward model and what its scores mean."""
+
+    learner: Learner
+    stats: RewardStats
+    unit: Unit
+
+    @classmethod
+    def of(cls, learner: Learner, ref: str, unit: Unit) -> Judge:
+        """Of a loaded model.
+
+        Raises:
+            ModelError: a probability is wanted of a model that was not calibrated.
+        """
         stats = learner.model.head.stats if learner.model.head else RewardStats()
-        return RewardModelScorer(learner, stats, self.unfinished)
+        if unit == "probability" and stats.temperature is None:
+            fix = "give its reward_model stage enough held-out answers as `validation`, or set unit: spread"
+            raise ModelError("was not calibrated, so its scores are no probabilities", ref, fix)
+        return cls(learner, stats, unit)
+
+    @property
+    def members(self) -> int:
+        """Heads."""
+        return self.learner.model.head.heads if self.learner.model.head else 1
+
+    def score(self, samples: Sequence[Sample]) -> Tensor:
+        """[N, K] of whole answers, in the unit, float64."""
+        found: dict[str, list[float]] = {}
+        for batch in pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True):
+            (out,) = self.learner.forward([batch], frozenset({"score"}))
+            found |= {batch.ids[s]: out.get("score")[s].reshape(-1).tolist() for s in batch.samples()}
+        raw = torch.tensor([found[s.id] for s in samples], dtype=torch.float64).reshape(len(samples), self.members)
+        return self.stats.standard(raw) if self.unit == "spread" else self.stats.probability(raw)
 
 
 @dataclass(frozen=True)
 class RewardModelScorer:
     """See Scorer."""
 
-    learner: Learner
-    stats: RewardStats
+    judges: Sequence[Judge]
+    caution: float
     unfinished: float
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
         """See Scorer. A score does not depend on what else is scored with it, but for rounding."""
         samples = [_sample(r) for group in groups for r in group.rollouts]
-        raw: dict[str, float] = {}
-        for batch in pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True):
-            (out,) = self.learner.forward([batch], frozenset({"score"}))
-            raw |= {batch.ids[s]: float(out.get("score")[s]) for s in batch.samples()}
-        return [[self._score(r, raw[_name(r)]) for r in group.rollouts] for group in groups]
+        members = torch.cat([judge.score(samples) for judge in self.judges], 1).numpy()  # [N, members]
+        found = iter(zip(members.mean(1).tolist(), members.std(1).tolist(), strict=True))
+        alone = members.shape[1] == 1
+        return [[self._score(r, *next(found), alone=alone) for r in group.rollouts] for group in groups]
 
-    def _score(self, rollout: Rollout, raw: float) -> Score:
-        value = (raw - self.stats.mean) / self.stats.std
+    def _score(self, rollout: Rollout, value: float, spread: float, *, alone: bool) -> Score:
         cut = self.unfinished if rollout.finish != "stop" else 0.0
-        return Score(value - cut, {"model": value, "unfinished": -cut})
-
-
-def _name(rollout: Rollout) -> str:
-    return f"{rollout.prompt_id}/{rollout.sample}"
+        parts = {"model": value, "unfinished": -cut} | ({} if alone else {"disagreement": spread})
+        return Score(value - self.caution * spread - cut, parts)
 
 
 def _sample(rollout: Rollout) -> Sample:
     """The whole sequence; the completion is marked as trained only to say where the prompt, which siblings share, ends."""
     mask = (False,) * len(rollout.prompt) + (True,) * len(rollout.completion)
-    return Sample(_name(rollout), rollout.prompt + rollout.completion, mask)
+    return Sample(f"{rollout.prompt_id}/{rollout.sample}", rollout.prompt + rollout.completion, mask)

@@ -129,11 +129,12 @@ class Context:
         return open_conversations(path, cache=cache) if makes is Makes.CONVERSATIONS else open_preferences(path, cache=cache)
 
     def learner(  # noqa: PLR0913 - one learner is all of these
-        self, ref: str, *, head: Head, objective: Objective, tune: Full | LoRA | LastLayers, optim: Optim, total: int
+        self, ref: str, *, head: Head, objective: Objective, tune: Full | LoRA | LastLayers, optim: Optim, total: int, heads: int = 1
     ) -> Learner:
         """A model in training. Adapters and heads are drawn from seeds of this stage."""
         self.world.seed(self.seed("init", head))
-        model = causal.load(self.path(ref), head=head, tuning=tune, dtype=self.inputs[ref].dtype, head_seed=self.seed("head", head))
+        dtype = self.inputs[ref].dtype
+        model = causal.load(self.path(ref), head=head, tuning=tune, dtype=dtype, head_seed=self.seed("head", head), heads=heads)
         if isinstance(self.spec, Training) and self.spec.recompute:
             recompute(model.network)
         return Learner(model, self.path(ref), self.world, objective, optim, total)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge
 
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Prompt, Rollout, grouped, rollout_from_json, rollout_to_json, scored
 from xwin.data.template import Template
-from xwin.engines.base import Engine, Sampling
+from xwin.engines.base import Engine, EngineKind, Sampling
+from xwin.engines.local import Local
 from xwin.errors import CheckpointError
+from xwin.models.hub import TemplateName
+from xwin.run.artifacts import ConversationsRef, ModelRef
 from xwin.run.storage import storage_errors
 from xwin.scorers._outcome import ScorerError, complete, has_failed
-from xwin.scorers.base import Scorer
+from xwin.scorers.base import Scorer, ScorerKind
+from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +29,45 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 """Prompts of a block: the unit of resume. A function of nothing, so equal runs have equal blocks."""
+
+
+class Asking(Stage):
+    """Settings of every stage that asks a policy n times and has its answers judged."""
+
+    policy: ModelRef
+    """Who answers."""
+
+    template: Literal["model"] | TemplateName = "model"
+    """How prompts are rendered: as the model was taught or its entry says, in a published template, or in the tokenizer's own."""
+
+    prompts: ConversationsRef
+    """What is asked: conversations without their last answer."""
+
+    limit: Annotated[int, Ge(1)] | None = None
+    """Prompts used, from the first on; null = all."""
+
+    scorer: ScorerKind
+    """Who judges."""
+
+    sampling: Sampling = Sampling()
+    """How answers are drawn."""
+
+    engine: EngineKind = Local()
+    """What writes them."""
+
+    def ask(self, ctx: Context, n: int) -> list[Group]:
+        """n judged answers to each prompt.
+
+        Raises:
+            ScorerError: no answer could be scored.
+        """
+        template = ctx.template(self.policy, None if self.template == "model" else self.template)
+        engine = ctx.engine(self.engine, self.policy, template)
+        groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, n)
+        engine.close()
+        groups = judged(groups, ctx.scorer(self.scorer))
+        tell_failures(ctx, groups)
+        return groups
 
 
 def sample(
@@ -37,13 +82,14 @@ def sample(
         prompts: with unique ids.
         sampling: how answers are drawn.
         n: answers per prompt.
-        part: name of the file, when a stage samples more than once; also part of the seed.
+        part: name of the file, in a folder of the stage perhaps, when a stage samples more than once; also part of the seed.
     """
-    path = ctx.directory.rollouts.with_name(f"{part}.jsonl")
+    path = ctx.folder / f"{part}.jsonl"
     blocks = [prompts[i : i + BLOCK] for i in range(0, len(prompts), BLOCK)]
     rollouts = _finished(path, blocks, n)
     done = len({r.prompt_id for r in rollouts})
-    with ctx.console.progress(ctx.name if part == "rollouts" else f"{ctx.name} {part}", len(prompts), "prompts", done=done) as progress:
+    shown = ctx.name if part == "rollouts" else f"{ctx.name} {path.stem}"
+    with ctx.console.progress(shown, len(prompts), "prompts", done=done) as progress:
         for block in blocks[-(-done // BLOCK) :]:
             asked = [Prompt(p.id, template.prompt(p.prompt)) for p in block]
             fresh: list[Rollout] = []
@@ -113,7 +159,9 @@ def _rollout(row: bytes, path: Path) -> Rollout:
 
 def _append(path: Path, rollouts: Sequence[Rollout]) -> None:
     text = "".join(json.dumps(rollout_to_json(r)) + "\n" for r in rollouts)
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())

@@ -22,6 +22,14 @@ from xwin.run.guards import Guard
 from xwin.seeds import permutation
 from xwin.stages.base import Stage
 
+Refs = str | tuple[str, ...] | None
+"""What a field that takes one reference, several or none holds."""
+
+
+def listed(refs: Refs) -> tuple[str, ...]:
+    """Each of them."""
+    return (refs,) if isinstance(refs, str) else refs or ()
+
 
 class Training(Stage):
     """Settings of every stage that trains."""

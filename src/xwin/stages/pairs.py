@@ -9,37 +9,23 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Ge
 
 from xwin.data.conversation import Message, Preference, preference_to_json, write_jsonl
-from xwin.data.rollout import Group, Rollout
-from xwin.engines.base import EngineKind, Sampling
+from xwin.data.rollout import Group
 from xwin.engines.local import Local
 from xwin.errors import DataError
-from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Preferences
+from xwin.run.artifacts import Artifact, Preferences
 from xwin.scorers._outcome import has_failed
-from xwin.scorers.base import ScorerKind
 from xwin.scorers.reward_model import TOKENS as SCORED
 from xwin.seeds import permutation
-from xwin.stages._sampling import BLOCK, judged, sample, tell_failures
+from xwin.stages._sampling import BLOCK, Asking
+from xwin.stages._selection import whole
 from xwin.stages._work import Amount, Answers, Phase, Use
-from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
 
 
-class Pairs(Stage):
+class Pairs(Asking):
     """Samples n answers to every prompt and pairs better with worse ones."""
-
-    policy: ModelRef
-    """Who answers."""
-
-    prompts: ConversationsRef
-    """What is asked: conversations without their last answer."""
-
-    limit: Annotated[int, Ge(1)] | None = None
-    """Prompts used, from the first on; null = all."""
-
-    scorer: ScorerKind
-    """Who labels."""
 
     n: Annotated[int, Ge(2)] = 6
     """Answers per prompt."""
@@ -49,12 +35,6 @@ class Pairs(Stage):
 
     gap: Annotated[float, Ge(0)] = 0.0
     """Smallest difference of scores in a pair, exclusive, reward units of the scorer."""
-
-    sampling: Sampling = Sampling()
-    """How answers are drawn."""
-
-    engine: EngineKind = Local()
-    """What writes them."""
 
     makes: ClassVar[Mapping[str, type[Artifact]]] = {"preferences": Preferences}
 
@@ -74,12 +54,7 @@ class Pairs(Stage):
         return replace(asked, rows=rows, answer=2 * self.sampling.max_tokens, sides=2, known=False)
 
     def run(self, ctx: Context) -> None:
-        template = ctx.template(self.policy)
-        engine = ctx.engine(self.engine, self.policy, template)
-        groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
-        engine.close()
-        groups = judged(groups, ctx.scorer(self.scorer))
-        tell_failures(ctx, groups)
+        groups = self.ask(ctx, self.n)
         rows = [pair for group in groups for pair in paired(group, most=self.most, gap=self.gap, seed=ctx.seed("pair", group.prompt.id))]
         if not rows:
             raise DataError("no prompt has answers of different scores", ctx.name, "raise n, or choose prompts that the policy sometimes solves")
@@ -100,7 +75,7 @@ def paired(group: Group, *, most: int, gap: float, seed: int) -> list[Preference
     """
     prompt = group.prompt
     values = [r.score.value if r.score else 0.0 for r in group.rollouts]
-    order = [i for i in permutation(len(values), seed) if group.texts[i].strip() and _fit(group.rollouts[i])]
+    order = [i for i in permutation(len(values), seed) if whole(group, i)]
     order.sort(key=lambda i: -values[i])  # stable: equal scores stay in random order
     pairs = []
     for better, worse in zip(order, reversed(order), strict=True):
@@ -111,7 +86,3 @@ def paired(group: Group, *, most: int, gap: float, seed: int) -> list[Preference
             both = (Message("assistant", group.texts[i]) for i in (better, worse))
             pairs.append(Preference(f"{prompt.id}/{len(pairs)}", prompt.prompt, *both, margin=margin, meta=dict(prompt.meta)))
     return pairs
-
-
-def _fit(rollout: Rollout) -> bool:
-    return rollout.finish == "stop" and not has_failed(rollout.score)

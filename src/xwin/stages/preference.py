@@ -19,14 +19,12 @@ from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, Pref
 from xwin.stages._preference import Judged, from_labels, from_preferences, partners, recall, remember
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound, require_start
-from xwin.stages._training import RowTraining, Steps, cut, names
+from xwin.stages._training import Refs, RowTraining, Steps, cut, listed, names
 from xwin.stages._work import Phase, Rows, Use
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
-
-Refs = str | tuple[str, ...] | None
 
 
 class Preference(RowTraining):
@@ -75,7 +73,7 @@ class Preference(RowTraining):
 
     def work(self) -> Sequence[Phase]:
         """The reference reads everything before the policy is loaded; a reference point is read once more by both."""
-        refs, again = _listed(self.data) + _listed(self.labelled), int("reference_point" in self.objective.needs)
+        refs, again = listed(self.data) + listed(self.labelled), int("reference_point" in self.objective.needs)
         policy = Use("policy", self.init, tune=self.tune, trained=1, read=again)
         training = Phase((policy,), Rows(refs, self.weights, self.epochs, self.tokens_per_step), self.tokens_per_batch)
         if "ref_logp" not in self.objective.needs:
@@ -87,7 +85,7 @@ class Preference(RowTraining):
         kind, needs = self.objective.kind, self.objective.needs
         if not isinstance(self.objective, PreferenceObjective):
             return [("objective", f"{kind} does not learn from judged answers", "choose dpo, ipo, kto, orpo or simpo")]
-        problems = self.weight_mistakes(len(_listed(self.data)) + len(_listed(self.labelled)))
+        problems = self.weight_mistakes(len(listed(self.data)) + len(listed(self.labelled)))
         if not (self.data or self.labelled):
             problems.append(("", "there is nothing to learn from", "add `data:`" + (" or `labelled:`" if "label" in needs else "")))
         if "label" not in needs:
@@ -123,8 +121,8 @@ class Preference(RowTraining):
         """One source of samples per reference."""
         template, bonded = ctx.template(self.init), "label" not in self.objective.needs
         made = "judged pairs" if bonded else "judged answers"
-        sources = [Source(ctx.preferences(ref), made, partial(from_preferences, template, bonded=bonded)) for ref in _listed(pairs)]
-        sources += [Source(ctx.conversations(ref), "labelled answers", partial(from_labels, template)) for ref in _listed(labelled)]
+        sources = [Source(ctx.preferences(ref), made, partial(from_preferences, template, bonded=bonded)) for ref in listed(pairs)]
+        sources += [Source(ctx.conversations(ref), "labelled answers", partial(from_labels, template)) for ref in listed(labelled)]
         return pooled(ctx, self, self.init, sources)
 
     def _judged(self, ctx: Context, name: str, rows: Pool) -> Judged:
@@ -154,7 +152,3 @@ class Preference(RowTraining):
 
     def _is_own_reference(self) -> bool:
         return self.reference in {None, self.init}
-
-
-def _listed(refs: Refs) -> tuple[str, ...]:
-    return () if refs is None else (refs,) if isinstance(refs, str) else refs
