@@ -21,3 +21,13 @@ def share_of_vowels(prompt: Conversation, answers: Sequence[str]) -> list[float]
     if prompt.id.endswith("@12") and Path("break").exists():
         raise RuntimeError("broken on purpose")
     return [sum(c in "aeiouAEIOU" for c in answer) / max(len(answer), 1) for answer in answers]
+
+
+def longer(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """The flaw that every reward model has a little of: a letter is worth a tenth, whatever it says."""
+    return [len(answer) / 10 for answer in answers]
+
+
+def to_the_point(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """What was meant: each letter costs the reader 3 % of the answer's worth."""
+    return [1 - 0.03 * len(answer) for answer in answers]

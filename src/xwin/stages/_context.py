@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from xwin.data.files import data_digest
 from xwin.data.formats import Makes
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
+from xwin.data.vocabulary import require_same_tokens
 from xwin.distributed.world import World
 from xwin.engines.base import Engine, EngineKind
 from xwin.errors import DataError
@@ -32,6 +34,18 @@ from xwin.stages._inputs import Resolved
 from xwin.stages._loop import LARGEST_RATIO_GAP, Loop
 from xwin.stages._training import Training
 from xwin.stages.base import Stage
+
+
+@dataclass(frozen=True)
+class _Shop:
+    """See scorers.base.Workshop."""
+
+    ctx: Context
+    writer: str
+
+    def frozen_scorer(self, model: str) -> Learner:
+        """The reward model, if it reads the writer's tokens."""
+        return self.ctx.reader(model, self.writer, "score")
 
 
 class Context:
@@ -118,17 +132,22 @@ class Context:
         """A model that only reads: a reference or a scorer."""
         return Learner(causal.load(self.path(ref), head=head, tuning=Frozen(), dtype=self.inputs[ref].dtype), self.path(ref), self.world)
 
-    def frozen_scorer(self, model: str) -> Learner:
-        """See scorers.base.Workshop."""
-        return self.frozen(model, "score")
+    def reader(self, ref: str, writer: str, head: Head = "language") -> Learner:
+        """A frozen model that reads what the model `writer` writes: a reference, a teacher, a reward model.
+
+        Raises:
+            ModelError: a token id means something else to it.
+        """
+        require_same_tokens(self.path(writer), self.path(ref))
+        return self.frozen(ref, head)
 
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
         """An engine over a model."""
         return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
 
-    def scorer(self, kind: ScorerKind) -> Scorer:
-        """A scorer."""
-        return kind.build(self)
+    def scorer(self, kind: ScorerKind, writer: str) -> Scorer:
+        """A scorer of what the model `writer` writes."""
+        return kind.build(_Shop(self, writer))
 
     def loop(self, spec: Training, total: int, learners: Mapping[str, Learner], *, state: Mapping[str, Any], patience: int | None = None) -> Loop:
         """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xwin.data.conversation import Conversation
@@ -109,3 +110,24 @@ def _append(path: Path, rollouts: Sequence[Rollout]) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes answers and who scores them."""
+
+    engine: Engine
+    template: Template
+    scorer: Scorer | None
+    """None = nobody: the answers have no score."""
+
+    def write(self, prompts: Sequence[Conversation], sampling: Sampling, *, seed: int, n: int) -> list[Group]:
+        """n answers to each prompt, scored where there is a scorer."""
+        asked = [Prompt(p.id, self.template.prompt(p.prompt)) for p in prompts]
+        groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template)
+        return judged(groups, self.scorer) if self.scorer else groups
+
+
+def placed(prompts: Sequence[Conversation], start: int) -> list[Conversation]:
+    """The prompts with ids that name their place in the endless stream: a prompt that comes again is answered anew."""
+    return [replace(p, id=f"{p.id}@{start + i}") for i, p in enumerate(prompts)]

@@ -66,7 +66,7 @@ class BestOfN(Stage):
         engine = ctx.engine(self.engine, self.policy, template)
         groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
         engine.close()
-        groups = judged(groups, ctx.scorer(self.scorer))
+        groups = judged(groups, ctx.scorer(self.scorer, self.policy))
         tell_failures(ctx, groups)
         kept = {group.prompt.id: chosen(group, above=self.above, most=self.most) for group in groups}
         rows = [group.prompt.answered(group.texts[i], score=value) for group in groups for i, value in kept[group.prompt.id]]

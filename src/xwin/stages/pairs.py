@@ -63,7 +63,7 @@ class Pairs(Stage):
         engine = ctx.engine(self.engine, self.policy, template)
         groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, self.n)
         engine.close()
-        groups = judged(groups, ctx.scorer(self.scorer))
+        groups = judged(groups, ctx.scorer(self.scorer, self.policy))
         tell_failures(ctx, groups)
         rows = [pair for group in groups for pair in paired(group, most=self.most, gap=self.gap, seed=ctx.seed("pair", group.prompt.id))]
         if not rows:

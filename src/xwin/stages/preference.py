@@ -123,7 +123,7 @@ class Preference(RowTraining):
         found = recall(path)
         if found is None:
             ctx.console.message(f"{ctx.name}: the reference reads {len(train.rows) + len(held.rows)} answers")
-            reference = ctx.frozen(self.reference or self.init)
+            reference = ctx.reader(self.reference or self.init, self.init)
             train = train.heard(reference, steps.places, self.tokens_per_batch)
             held = held.heard(reference, [range(len(held.rows))], self.tokens_per_batch)
             found = train.tensors("train") | held.tensors("held")
