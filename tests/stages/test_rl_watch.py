@@ -20,7 +20,7 @@ FLAWED: dict[str, Any] = {
     "objective": "grpo",
     "credit": "group",
     "kl": {"coef": 0.0},
-    "optim": {"lr": 1e-3, "schedule": "constant"},
+    "optim": {"lr": 5e-4, "schedule": "constant"},
     "eval_every": 2,
     "steps": 12,
     "prompts_per_step": 4,
