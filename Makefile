@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs mutate clean
 
 demo: $(STAMP)
 	$(VENV)/bin/xwin run recipes/tiny.yaml
@@ -17,9 +17,15 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	scripts/lint
 
+docs: $(STAMP)
+	scripts/docs
+
+mutate: $(STAMP)
+	scripts/mutate
+
 $(STAMP): pyproject.toml constraints.txt scripts/install
 	PYTHON=$(PYTHON) scripts/install $(VENV)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info
+	rm -rf $(VENV) mutants build *.egg-info src/*.egg-info

@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,6 +41,13 @@ LIMITS: Mapping[type, tuple[str, str]] = {
     annotated_types.MinLen: ("min_length", "at least {} of them"),
     annotated_types.MaxLen: ("max_length", "at most {} of them"),
 }
+
+
+PAGE = """# Objectives and credit
+
+Written by `scripts/docs` from the docstrings of the code; a test compares it with them. An objective is what a training step makes smaller;
+credit makes advantages of the scores of answers. `xwin explain NAME` says the same in the terminal."""
+"""How docs/objectives.md begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +184,44 @@ def _written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_written(item) for item in value)}]"
     return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def markdown() -> str:
+    """The page docs/objectives.md: every objective and credit with its equations and their source, the columns it reads, its settings."""
+    parts = [PAGE]
+    for family in ("objectives", "credit"):
+        parts.append(f"## {family.capitalize()}: {FAMILIES[family]}")
+        parts += [_section(lookup(_root(family), name), name) for name in names(f"xwin.{family}")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(spec: type[Kind], name: str) -> str:
+    """The docstring of the file, that of the class, columns, and a table of settings."""
+    rows = [(s.name, s.type + (f", {s.limits}" if s.limits else ""), s.default, s.text) for s in _every_setting(spec)]
+    table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+    table += [f"| `{key}` | {type_} | `{default}` | {text} |" for key, type_, default, text in rows]
+    parts = [f"### {name}", inspect.cleandoc(sys.modules[spec.__module__].__doc__ or ""), inspect.cleandoc(spec.__doc__ or ""), _columns(spec)]
+    return "\n\n".join([*parts, "\n".join(table)] if rows else parts)
+
+
+def _columns(spec: type[Kind]) -> str:
+    """What a kind with its default settings reads and gives; where that depends on a setting, the docstring says how."""
+    kind, said = spec(), []
+    for verb, attribute in (("Reads the columns", "needs"), ("Reads of the model", "reads"), ("Gives the columns", "gives")):
+        found = sorted(getattr(kind, attribute, ()))
+        more = getattr(inspect.getattr_static(spec, attribute, None), "__doc__", "") if isinstance(vars(spec).get(attribute), property) else ""
+        if found or more:
+            said.append(f"{verb} {', '.join(f'`{name}`' for name in found) or 'nothing'}." + (f" {more}" if more else ""))
+    return " ".join(said)
+
+
+def _every_setting(spec: type[Spec], before: str = "") -> Iterator[Setting]:
+    """The settings and those inside them, by dotted name; a choice is named by its kind."""
+    for key, field in spec.model_fields.items():
+        if key == "kind":
+            continue
+        yield replace(_setting(key, field), name=f"{before}{key}")
+        for arm in arms(field.annotation):
+            if isinstance(arm, type) and issubclass(arm, Spec) and not is_family(arm):
+                chosen = tag(arm)
+                yield from _every_setting(arm, f"{before}{key}.{chosen}." if chosen else f"{before}{key}.")
