@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -196,12 +197,21 @@ def markdown() -> str:
 
 
 def _section(spec: type[Kind], name: str) -> str:
-    """The docstring of the file, that of the class, columns, and a table of settings."""
+    """The docstrings of the file, of its functions as far as they say what is computed, and of the class; columns; a table of settings."""
+    module = sys.modules[spec.__module__]
+    math = [
+        f"`{key}`: {_summary(f)}" for key, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and key[0] != "_"
+    ]
     rows = [(s.name, s.type + (f", {s.limits}" if s.limits else ""), s.default, s.text) for s in _every_setting(spec)]
     table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    table += [f"| `{key}` | {type_} | `{default}` | {text} |" for key, type_, default, text in rows]
-    parts = [f"### {name}", inspect.cleandoc(sys.modules[spec.__module__].__doc__ or ""), inspect.cleandoc(spec.__doc__ or ""), _columns(spec)]
+    table += [f"| `{key}` | {type_} | `{default}` | {text.replace('|', chr(92) + '|')} |" for key, type_, default, text in rows]
+    parts = [f"### {name}", inspect.cleandoc(module.__doc__ or ""), *math, inspect.cleandoc(spec.__doc__ or ""), _columns(spec)]
     return "\n\n".join([*parts, "\n".join(table)] if rows else parts)
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    """The docstring up to its arguments."""
+    return re.split(r"\n\n(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0]
 
 
 def _columns(spec: type[Kind]) -> str:

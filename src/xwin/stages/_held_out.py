@@ -23,8 +23,8 @@ class Seen:
     """What a look gave."""
 
     metrics: Mapping[str, float]
-    looks: Mapping[str, Any]
-    """`Looks` as JSON, for the next look and the checkpoint."""
+    looks: Mapping[str, Any] | None
+    """`Looks` as JSON, for the next look and the checkpoint; None = nothing was seen yet."""
 
 
 @dataclass(frozen=True)
