@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint audit clean
+.PHONY: demo test test-slow lint audit docs mutate clean
 
 demo: $(STAMP)
 	$(VENV)/bin/xwin run recipes/tiny.yaml
@@ -20,9 +20,15 @@ lint: $(STAMP)
 audit:
 	$(PYTHON) scripts/audit
 
+docs: $(STAMP)
+	scripts/docs
+
+mutate: $(STAMP)
+	scripts/mutate
+
 $(STAMP): pyproject.toml constraints.txt scripts/install
 	PYTHON=$(PYTHON) scripts/install $(VENV)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-audit build *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-audit mutants build *.egg-info src/*.egg-info

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,24 @@ def own_template(tiny_folder: Path) -> Template:
     from xwin.data.template import load_template
 
     return load_template(tiny_folder, "own")
+
+
+@pytest.fixture
+def with_other_tokens(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """with_other_tokens({"a": "zz", "b": None}): a copy of the tiny model whose tokenizer has other words, or lacks some."""
+
+    def make(change: dict[str, str | None]) -> Path:
+        to = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("other") / "model")
+        path = to / "tokenizer.json"
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        words = tokenizer["model"]["vocab"]
+        for old, new in change.items():
+            number = words.pop(old)
+            words |= {} if new is None else {new: number}
+        path.write_text(json.dumps(tokenizer), encoding="utf-8")
+        return to
+
+    return make
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """(r - 1) - log r with r = ref / pi: unbiased, never negative, lower variance than k1, nats."""
     log_ratio = ref_logp - logp
     return log_ratio.expm1() - log_ratio
+
+
+Estimator: TypeAlias = Literal["k1", "k2", "k3"]
+ESTIMATORS: Mapping[Estimator, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+"""Of KL(pi || ref), from the log-probabilities of tokens drawn from pi."""
 
 
 CHUNK = 2**23

@@ -1,12 +1,14 @@
 """GAE by hand and against a plain double loop; rewards, KL and whitening of whole rounds."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xwin.credit.base import to_sample
+from xwin.credit.base import prices, to_sample
 from xwin.credit.gae import Gae, gae
 from xwin.data.conversation import Conversation, Message
 from xwin.data.rollout import Finish, Group, Rollout, Score
@@ -134,3 +136,21 @@ def test_an_engine_that_differs_is_corrected_in_the_advantage_and_not_in_the_ret
     assert second == (first[0], 0.0)
     assert first[1] != 0.0
     assert masked.stats["importance_weight"] == (1.0, 2)
+
+
+def test_the_price_of_kl_by_each_estimator_by_hand() -> None:
+    """log pi_old - log ref = 1, -2: k1 itself; k2 0.5, 2; k3 e^-1 - 1 + 1 = 0.367879, e^2 - 1 - 2 = 4.389056. Price 0.1, score 5, values 0."""
+    columns = {"old_logp": [(-1.0, -3.0)], "ref_logp": [(-2.0, -1.0)], "value": [(0.0, 0.0)]}
+    expected = {"k1": (-0.1, 0.2), "k2": (-0.05, -0.2), "k3": (-0.0367879, -0.4389056)}
+    for estimator, (first, second) in expected.items():
+        (sample,) = Gae(lam=1.0).assign([group(rollout("q", 0, 2, 5.0))], columns, 0.1, estimator).samples  # type: ignore[arg-type]
+        assert sample.columns["returns"] == pytest.approx((0, 0, 0, 5 + first + second, 5 + second), rel=1e-6)
+
+
+def test_k3_of_a_token_that_the_reference_finds_far_more_likely_is_bounded() -> None:
+    """k3 grows like e^gap; from 20 nats on the gap counts as 20: e^20 - 1 - 20."""
+    columns = {"old_logp": [(-60.0,)], "ref_logp": [(-1.0,)]}
+    (price,) = prices([group(rollout("q", 0, 1, 0.0))], columns, 1.0, "k3")
+    assert price.item() == pytest.approx(math.expm1(20) - 20)
+    (price,) = prices([group(rollout("q", 0, 1, 0.0))], columns, 1.0)
+    assert price.item() == -59.0

@@ -138,3 +138,19 @@ def test_a_data_set_of_the_hub_that_cannot_be_had_is_an_error(tmp_path: Path, mo
             read(source, tmp_path)
     with pytest.raises(DataError, match="no such data set"):
         read("hf:not a name", tmp_path)
+
+
+def test_a_data_set_of_the_hub_may_be_a_folder_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository as the hub's client keeps it on disk, with two data sets in folders of their own; no network is used."""
+    revision = "0" * 40
+    cache = tmp_path / "datasets--owner--name"
+    for name in ("first", "second"):
+        folder = cache / "snapshots" / revision / name
+        folder.mkdir(parents=True)
+        (folder / "train-00000-of-00001.jsonl").write_text(json.dumps({"question": name, "answer": "#### 1"}) + "\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (row,) = read(f"hf:owner/name/second@{revision}:train", tmp_path)
+    assert row.value["question"] == "second"
+    with pytest.raises(DataError, match="no folder 'third'"):
+        read(f"hf:owner/name/third@{revision}:train", tmp_path)

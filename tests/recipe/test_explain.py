@@ -6,7 +6,7 @@ import pytest
 
 import xwin
 from xwin.errors import UserError
-from xwin.recipe.explain import FAMILIES, all_kinds, explain
+from xwin.recipe.explain import FAMILIES, all_kinds, explain, markdown
 from xwin.spec import names
 
 
@@ -72,3 +72,24 @@ def test_the_recipe_and_its_models_are_explained() -> None:
 def test_what_does_not_exist_says_what_is_nearest(name: str, near: str) -> None:
     with pytest.raises(UserError, match=near):
         explain(name)
+
+
+def test_the_committed_page_of_the_math_is_what_the_docstrings_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    assert page == markdown(), "write it anew: scripts/docs"
+
+
+@pytest.mark.parametrize("family", ["objectives", "credit"])
+def test_every_method_on_the_page_has_a_source_its_columns_and_its_settings(family: str) -> None:
+    sections = dict(part.partition("\n")[::2] for part in markdown().split("\n### ")[1:])
+    for name in names(f"xwin.{family}"):
+        assert "arXiv:" in sections[name] or "19" in sections[name], name
+        assert "Reads " in sections[name], name
+        assert all(f"| `{setting.name}` |" in sections[name] for setting in explain(f"{family}/{name}")[0].settings)
+
+
+def test_settings_inside_settings_are_on_the_page() -> None:
+    page = markdown()
+    for line in ("| `kl.estimator` | ", "| `weighting.fixed_length.tokens` | ", "| `correction.mask.low` | "):
+        assert line in page
+    assert "Reads the columns `advantage`, `old_logp`. The reference's log-probs too when KL is in the loss." in page

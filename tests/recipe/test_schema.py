@@ -28,7 +28,7 @@ stages:
 # written by hand from the text above
 FOUND = """\
 14 mistakes in the recipe:
-  tiny.yaml:1 name: 'my tiny' is not a name: use letters, digits, - and _, a letter first
+  tiny.yaml:1 name: 'my tiny' is not a name: use letters, digits, - and _, a letter or digit first
   tiny.yaml:2 seed: needs a whole number, not the number 1.5
   tiny.yaml:4 models.base.dtype: unknown choice 'float8'
     fix: did you mean 'float32'?

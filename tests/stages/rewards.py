@@ -32,3 +32,13 @@ def wild_at_7(prompt: Conversation, answers: Sequence[str]) -> list[float]:
 def last(prompt: Conversation, answers: Sequence[str]) -> list[float]:
     """A later answer is better."""
     return [float(i) for i in range(len(answers))]
+
+
+def longer(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """The flaw that every reward model has a little of: a letter is worth a tenth, whatever it says."""
+    return [len(answer) / 10 for answer in answers]
+
+
+def to_the_point(prompt: Conversation, answers: Sequence[str]) -> list[float]:
+    """What was meant: each letter costs the reader 3 % of the answer's worth."""
+    return [1 - 0.03 * len(answer) for answer in answers]

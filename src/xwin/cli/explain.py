@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def explain(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A kind, or a setting of it. Without it: the list of all kinds.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of all objectives and credit, docs/objectives.md.")] = False,
 ) -> None:
     """Say what a kind or a setting means: its type, default, range and unit.
 
@@ -34,8 +35,12 @@ def explain(
 
     from xwin.recipe.explain import FAMILIES, Page, all_kinds
     from xwin.recipe.explain import explain as pages_of
+    from xwin.recipe.explain import markdown as page_of_math
 
     console = Console(highlight=False)
+    if markdown:
+        typer.echo(page_of_math(), nl=False)
+        return
     if name is None:
         lines = all_kinds()
         for family, meaning in FAMILIES.items():

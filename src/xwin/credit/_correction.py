@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from xwin.credit.base import Columns
+from xwin.credit.base import Columns, Credited, to_sample
 from xwin.data.rollout import Rollout
 from xwin.spec import Spec
 
@@ -96,3 +96,21 @@ def corrected(
     flat = torch.cat(found)
     stats = {"importance_weight": (float(flat.sum()), float(flat.numel()))}
     return [a * w for a, w in zip(advantages, found, strict=True)], stats
+
+
+def credited(
+    correction: Truncate | Mask | None, rollouts: Sequence[Rollout], columns: Columns, advantages: Sequence[Tensor], raw: Tensor
+) -> Credited:
+    """Samples with old_logp and the corrected advantages, and what credit without a critic shows.
+
+    Args:
+        correction: for the engine.
+        rollouts: in order.
+        columns: with old_logp.
+        advantages: of each rollout [L].
+        raw: [sum of lengths] of all of them, before any whitening, whose mean is shown.
+    """
+    weighted, stats = corrected(correction, rollouts, columns, advantages)
+    rows = zip(rollouts, columns["old_logp"], weighted, strict=True)
+    samples = tuple(to_sample(r, {"old_logp": old, "advantage": a.tolist()}) for r, old, a in rows)
+    return Credited(samples, {"advantage": (float(raw.sum()), float(raw.numel())), **stats})

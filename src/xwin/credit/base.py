@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xwin.data.batch import Sample
 from xwin.data.rollout import Group, Rollout
+from xwin.ops import ESTIMATORS, Estimator
 from xwin.spec import Kind
 
 Columns = Mapping[str, Sequence[Sequence[float]]]
@@ -35,19 +36,26 @@ class Credit(Kind):
     gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage"})
     """Columns its samples carry."""
 
-    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
+    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float, estimator: Estimator = "k1") -> Credited:
         """Samples with the columns that `gives` names.
 
         Args:
-            groups: with every rollout's score filled in.
+            groups: with every rollout's score filled in; no answer is empty.
             columns: what `needs` names; ref_logp too where a KL price is to be paid.
             kl_coef: price of one nat of KL to the reference, reward units per nat.
+            estimator: of that KL, at each token.
         """
         raise NotImplementedError
 
 
-def prices(groups: Sequence[Group], columns: Columns, kl_coef: float) -> list[Tensor]:
-    """What each completion token pays for its KL: kl_coef * (log pi_old - log ref), the k1 estimate, which may be negative.
+LARGEST_GAP = 20.0
+"""Nats. A reference that finds a token e^20 times as likely as the policy that wrote it asks for no more: k3 grows like e^gap."""
+
+
+def prices(groups: Sequence[Group], columns: Columns, kl_coef: float, estimator: Estimator = "k1") -> list[Tensor]:
+    """What each completion token pays for its KL: kl_coef * k(log pi_old, log ref), of which k1 = log pi_old - log ref may be negative.
+
+    k1 in the reward has the gradient of KL(pi || ref); that of k2 and k3 is another one (Liu et al. 2025, arXiv:2510.01555).
 
     Returns:
         For each rollout [L] float64, reward units; zeros where there is no reference.
@@ -55,7 +63,12 @@ def prices(groups: Sequence[Group], columns: Columns, kl_coef: float) -> list[Te
     if "ref_logp" not in columns:
         return [torch.zeros(len(r.completion), dtype=torch.float64) for group in groups for r in group.rollouts]
     pairs = zip(columns["old_logp"], columns["ref_logp"], strict=True)
-    return [kl_coef * (torch.tensor(old, dtype=torch.float64) - torch.tensor(ref, dtype=torch.float64)) for old, ref in pairs]
+    return [kl_coef * _kl(torch.tensor(old, dtype=torch.float64), torch.tensor(ref, dtype=torch.float64), estimator) for old, ref in pairs]
+
+
+def _kl(old: Tensor, ref: Tensor, estimator: Estimator) -> Tensor:
+    """[L] nats."""
+    return ESTIMATORS[estimator](old, ref if estimator == "k1" else ref.clamp(max=old + LARGEST_GAP))
 
 
 def scores_of(group: Group) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from xwin.credit._correction import Correction, corrected
 from xwin.credit.base import Columns, Credit, Credited, prices, to_sample
 from xwin.data.rollout import Group
-from xwin.ops import whiten
+from xwin.ops import Estimator, whiten
 
 
 def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float, bootstrap: float) -> Tensor:
@@ -41,7 +41,7 @@ def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float, bootstrap:
 
 
 class Gae(Credit):
-    """A critic tells each token's share. The score lands on the last token; every token pays `kl_coef` x (log pi_old - log ref), the k1 estimate.
+    """A critic tells each token's share. The score lands on the last token; every token pays `kl_coef` x its KL, by default k1.
 
     An answer cut by the length limit is treated as ended: its score already says what the cut cost.
     """
@@ -58,11 +58,11 @@ class Gae(Credit):
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp", "value"})
     gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage", "value", "returns"})
 
-    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
+    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float, estimator: Estimator = "k1") -> Credited:
         rollouts = [r for group in groups for r in group.rollouts]
         values = [torch.tensor(row, dtype=torch.float64) for row in columns["value"]]
         advantages = []
-        for rollout, price, value in zip(rollouts, prices(groups, columns, kl_coef), values, strict=True):
+        for rollout, price, value in zip(rollouts, prices(groups, columns, kl_coef, estimator), values, strict=True):
             rewards = -price
             rewards[-1] += rollout.score.value if rollout.score else 0.0
             advantages.append(gae(rewards, value, gamma=self.gamma, lam=self.lam, bootstrap=0.0))

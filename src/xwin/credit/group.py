@@ -17,9 +17,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from xwin.credit._correction import Correction, corrected
-from xwin.credit.base import Columns, Credit, Credited, prices, scores_of, to_sample
+from xwin.credit._correction import Correction, credited
+from xwin.credit.base import Columns, Credit, Credited, prices, scores_of
 from xwin.data.rollout import Group
+from xwin.ops import Estimator
 
 Baseline = Literal["mean", "leave_one_out"]
 
@@ -58,16 +59,12 @@ class GroupRelative(Credit):
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
     gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage"})
 
-    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
+    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float, estimator: Estimator = "k1") -> Credited:
         rollouts = [r for group in groups for r in group.rollouts]
-        paid = torch.stack([price.sum() for price in prices(groups, columns, kl_coef)]).split([len(g.rollouts) for g in groups])
+        paid = torch.stack([price.sum() for price in prices(groups, columns, kl_coef, estimator)]).split([len(g.rollouts) for g in groups])
         answers = torch.cat([self._advantages(scores_of(group), price) for group, price in zip(groups, paid, strict=True)])
         tokens = [a.expand(len(r.completion)) for a, r in zip(answers, rollouts, strict=True)]
-        advantages, stats = corrected(self.correction, rollouts, columns, tokens)
-        rows = zip(rollouts, columns["old_logp"], advantages, strict=True)
-        samples = tuple(to_sample(r, {"old_logp": old, "advantage": a.tolist()}) for r, old, a in rows)
-        flat = torch.cat(tokens)
-        return Credited(samples, {"advantage": (float(flat.sum()), float(flat.numel())), **stats})
+        return credited(self.correction, rollouts, columns, tokens, torch.cat(tokens))
 
     def _advantages(self, scores: Tensor, paid: Tensor) -> Tensor:
         """[n] of one group's answers."""

@@ -16,10 +16,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from xwin.credit._correction import Correction, corrected
-from xwin.credit.base import Columns, Credit, Credited, prices, scores_of, to_sample
+from xwin.credit._correction import Correction, credited
+from xwin.credit.base import Columns, Credit, Credited, prices, scores_of
 from xwin.data.rollout import Group
-from xwin.ops import whiten
+from xwin.ops import Estimator, whiten
 
 
 def to_go(values: Tensor) -> Tensor:
@@ -39,14 +39,11 @@ class Round(Credit):
     needs: ClassVar[frozenset[str]] = frozenset({"old_logp"})
     gives: ClassVar[frozenset[str]] = frozenset({"old_logp", "advantage"})
 
-    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float) -> Credited:
+    def assign(self, groups: Sequence[Group], columns: Columns, kl_coef: float, estimator: Estimator = "k1") -> Credited:
         rollouts = [r for group in groups for r in group.rollouts]
         scores = [scores_of(group) for group in groups]
         rewards = torch.cat([s - s.mean() if self.baseline == "mean" else s for s in scores])
-        tokens = [reward - to_go(price) for reward, price in zip(rewards, prices(groups, columns, kl_coef), strict=True)]
+        tokens = [reward - to_go(price) for reward, price in zip(rewards, prices(groups, columns, kl_coef, estimator), strict=True)]
         flat = torch.cat(tokens)
         white = whiten(flat, torch.ones_like(flat, dtype=torch.bool)).split([len(t) for t in tokens])
-        advantages, stats = corrected(self.correction, rollouts, columns, white)
-        rows = zip(rollouts, columns["old_logp"], advantages, strict=True)
-        samples = tuple(to_sample(r, {"old_logp": old, "advantage": a.tolist()}) for r, old, a in rows)
-        return Credited(samples, {"advantage": (float(flat.sum()), float(flat.numel())), **stats})
+        return credited(self.correction, rollouts, columns, white, flat)

@@ -21,29 +21,32 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a source means.  Example: `hf:owner/name@main:train` is Named("hf:owner/name@main:train", None, "owner/name", "main", "train")"""
+    """What a source means.  Example: `hf:owner/name@main:train` is Named("hf:owner/name@main:train", None, "owner/name", "", "main", "train")"""
 
     source: str
     """As written."""
     folder: Path | None
     """On this machine; None = on the hub."""
     repo: str
+    inside: str
+    """The folder of the repository that is the data set, where it holds several; empty = the whole of it."""
     revision: str | None
     split: str | None
 
 
 def named_dataset(source: str) -> Named | None:
-    """What the source means, or None if it names no data set: `folder[:split]`, `hf:folder[:split]`, `hf:owner/name[@revision][:split]`."""
+    """What the source means, or None if it names no data set: `folder[:split]`, `hf:folder[:split]`, `hf:owner/name[/folder][@revision][:split]`."""
     hub, name = source.startswith("hf:"), source.removeprefix("hf:")
     head, colon, split = name.rpartition(":")
     if not colon or "/" in split or Path(name).exists():
         head, split = name, ""
     if Path(head).is_dir():
-        return Named(source, Path(head), "", None, split or None)
+        return Named(source, Path(head), "", "", None, split or None)
     if not hub:
         return None
-    repo, _, revision = head.partition("@")
-    return Named(source, None, repo, revision or None, split or None)
+    name, _, revision = head.partition("@")
+    repo, inside = ("/".join(part) for part in (name.split("/")[:2], name.split("/")[2:]))
+    return Named(source, None, repo, inside, revision or None, split or None)
 
 
 def dataset_folder(named: Named) -> Path:
@@ -54,7 +57,10 @@ def dataset_folder(named: Named) -> Path:
     """
     if named.folder is None and named.repo.startswith((".", "/", "~")):
         raise DataError("no such folder", named.source)
-    return named.folder or _fetch(named)
+    folder = named.folder or _fetch(named) / named.inside
+    if not folder.is_dir():
+        raise DataError(f"the data set has no folder '{named.inside}'", named.source, "look at its files on the hub")
+    return folder
 
 
 def _fetch(named: Named) -> Path:

@@ -11,19 +11,15 @@ are wrong once the policy has left the one that sampled. Weighted by the ratio r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self
 
 from annotated_types import Gt
 from pydantic import model_validator
 from torch import Tensor
 
 from xwin.objectives._clip import LARGEST_LOG_RATIO, ratio_of
-from xwin.ops import kl_k1, kl_k2, kl_k3
+from xwin.ops import ESTIMATORS, Estimator
 from xwin.spec import Spec
-
-Estimator: TypeAlias = Literal["k1", "k2", "k3"]
-ESTIMATORS: Mapping[Estimator, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 def kl_loss(logp: Tensor, old_logp: Tensor, ref_logp: Tensor, *, estimator: Estimator, weighted: bool) -> Tensor:

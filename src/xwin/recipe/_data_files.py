@@ -15,7 +15,7 @@ def data_path(text: str, folder: Path) -> Path:
     """Where the data lie; of a data set of the hub its name.
 
     Args:
-        text: as the recipe writes it: `./x.jsonl`, `./x/*.jsonl`, `./folder`, `./folder:split`, `hf:owner/name@revision`.
+        text: as the recipe writes it: `./x.jsonl`, `./x/*.jsonl`, `./folder`, `./folder:split`, `hf:owner/name[/folder]@revision`.
         folder: what `./x` is relative to.
     """
     return Path(text) if text.startswith(HUB) else (folder / text).absolute()
@@ -29,5 +29,5 @@ def unpinned(text: str) -> tuple[str, str]:
     named = named_dataset(text) if text.startswith(HUB) else None
     if named is None or named.folder is not None or named.revision is not None:
         return "", ""
-    pinned = f"{HUB}{named.repo}@REVISION" + (f":{named.split}" if named.split else "")
+    pinned = f"{HUB}{named.repo}{'/' if named.inside else ''}{named.inside}@REVISION" + (f":{named.split}" if named.split else "")
     return f"a data set of the hub needs a pinned revision in a recipe: {text}", f"write {pinned}, the revision a commit of the data set"

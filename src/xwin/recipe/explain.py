@@ -7,8 +7,10 @@ import importlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,6 +42,13 @@ LIMITS: Mapping[type, tuple[str, str]] = {
     annotated_types.MinLen: ("min_length", "at least {} of them"),
     annotated_types.MaxLen: ("max_length", "at most {} of them"),
 }
+
+
+PAGE = """# Objectives and credit
+
+Written by `scripts/docs` from the docstrings of the code; a test compares it with them. An objective is what a training step makes smaller;
+credit makes advantages of the scores of answers. `xwin explain NAME` says the same in the terminal."""
+"""How docs/objectives.md begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +185,53 @@ def _written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_written(item) for item in value)}]"
     return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def markdown() -> str:
+    """The page docs/objectives.md: every objective and credit with its equations and their source, the columns it reads, its settings."""
+    parts = [PAGE]
+    for family in ("objectives", "credit"):
+        parts.append(f"## {family.capitalize()}: {FAMILIES[family]}")
+        parts += [_section(lookup(_root(family), name), name) for name in names(f"xwin.{family}")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(spec: type[Kind], name: str) -> str:
+    """The docstrings of the file, of its functions as far as they say what is computed, and of the class; columns; a table of settings."""
+    module = sys.modules[spec.__module__]
+    math = [
+        f"`{key}`: {_summary(f)}" for key, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and key[0] != "_"
+    ]
+    rows = [(s.name, s.type + (f", {s.limits}" if s.limits else ""), s.default, s.text) for s in _every_setting(spec)]
+    table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+    table += [f"| `{key}` | {type_} | `{default}` | {text.replace('|', chr(92) + '|')} |" for key, type_, default, text in rows]
+    parts = [f"### {name}", inspect.cleandoc(module.__doc__ or ""), *math, inspect.cleandoc(spec.__doc__ or ""), _columns(spec)]
+    return "\n\n".join([*parts, "\n".join(table)] if rows else parts)
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    """The docstring up to its arguments."""
+    return re.split(r"\n\n(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0]
+
+
+def _columns(spec: type[Kind]) -> str:
+    """What a kind with its default settings reads and gives; where that depends on a setting, the docstring says how."""
+    kind, said = spec(), []
+    for verb, attribute in (("Reads the columns", "needs"), ("Reads of the model", "reads"), ("Gives the columns", "gives")):
+        found = sorted(getattr(kind, attribute, ()))
+        more = getattr(inspect.getattr_static(spec, attribute, None), "__doc__", "") if isinstance(vars(spec).get(attribute), property) else ""
+        if found or more:
+            said.append(f"{verb} {', '.join(f'`{name}`' for name in found) or 'nothing'}." + (f" {more}" if more else ""))
+    return " ".join(said)
+
+
+def _every_setting(spec: type[Spec], before: str = "") -> Iterator[Setting]:
+    """The settings and those inside them, by dotted name; a choice is named by its kind."""
+    for key, field in spec.model_fields.items():
+        if key == "kind":
+            continue
+        yield replace(_setting(key, field), name=f"{before}{key}")
+        for arm in arms(field.annotation):
+            if isinstance(arm, type) and issubclass(arm, Spec) and not is_family(arm):
+                chosen = tag(arm)
+                yield from _every_setting(arm, f"{before}{key}.{chosen}." if chosen else f"{before}{key}.")

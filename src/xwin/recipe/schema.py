@@ -24,8 +24,8 @@ from xwin.stages.base import Stage
 
 
 def _identifier(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-        raise PydanticCustomError("name", "'{name}' is not a name: use letters, digits, - and _, a letter first", {"name": name})
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise PydanticCustomError("name", "'{name}' is not a name: use letters, digits, - and _, a letter or digit first", {"name": name})
     return name
 
 

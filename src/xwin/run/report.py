@@ -30,11 +30,14 @@ CURVES: Mapping[str, tuple[str, ...]] = {
     "sft": ("loss", "verified", "grad_norm", "lr"),
     "raft": ("reward", "kept_reward", "loss", "accepted", "unique", "length"),
     "reward_model": ("loss", "accuracy", "score_margin"),
-    "rl": ("reward", "verified", "kl", "entropy", "length", "clipped", "engine_gap", "explained_variance", "value_loss"),
+    "rl": (
+        *("reward", "validation_gold", "hacking", "verified", "kl", "entropy", "length", "clipped"),
+        *("engine_gap", "explained_variance", "value_loss"),
+    ),
 }
 """The metrics of a kind that are shown open; the others, and those of other kinds, are one click away."""
 
-OVERLAYS: Mapping[str, str] = {"loss": "validation_loss", "accuracy": "validation_accuracy"}
+OVERLAYS: Mapping[str, str] = {"loss": "validation_loss", "accuracy": "validation_accuracy", "reward": "validation_reward"}
 """Metric -> its held-out twin, drawn on the same axes."""
 
 ACTIONS: Mapping[str, str] = {"warn": "warned", "stop": "stopped", "rollback": "rolled back"}

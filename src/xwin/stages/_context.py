@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ from xwin.data.files import data_digest
 from xwin.data.formats import Makes
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
+from xwin.data.vocabulary import require_same_tokens
 from xwin.distributed.world import World
 from xwin.engines._replies import KeptChat, ReplyStore
 from xwin.engines.base import Chat, Engine, EngineChat, EngineKind
@@ -40,6 +42,22 @@ from xwin.stages.base import Stage
 
 REPLIES = "replies.sqlite"
 """File of the cache folder that keeps what judges answered."""
+
+
+@dataclass(frozen=True)
+class _Shop:
+    """See scorers.base.Workshop."""
+
+    ctx: Context
+    writer: str
+
+    def frozen_scorer(self, model: str) -> Learner:
+        """The reward model, if it reads the writer's tokens."""
+        return self.ctx.reader(model, self.writer, "score")
+
+    def chat(self, engine: EngineKind, model: str | None) -> Chat:
+        """See Context.chat."""
+        return self.ctx.chat(engine, model)
 
 
 class Context:
@@ -147,16 +165,21 @@ class Context:
         """The model that `policy` started from, which is `ref`: a second copy, or the policy itself where its adapters can be switched off."""
         return Origin(policy) if adapted(policy.model.network) else self.frozen(ref)
 
-    def frozen_scorer(self, model: str) -> Learner:
-        """See scorers.base.Workshop."""
-        return self.frozen(model, "score")
+    def reader(self, ref: str, writer: str, head: Head = "language") -> Learner:
+        """A frozen model that reads what the model `writer` writes: a reference, a teacher, a reward model.
+
+        Raises:
+            ModelError: a token id means something else to it.
+        """
+        require_same_tokens(self.path(writer), self.path(ref))
+        return self.frozen(ref, head)
 
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
         """An engine over a model."""
         return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
 
     def chat(self, engine: EngineKind, model: str | None) -> Chat:
-        """See scorers.base.Workshop. Answers are kept in the cache folder: what was asked stays known when the recipe changes."""
+        """Somebody to ask: an endpoint, or an engine over a model. Answers are kept in the cache folder, so that no recipe asks twice."""
         replies = cache_folder() / REPLIES
         if model is None:
             return engine.chat(replies)
@@ -164,9 +187,9 @@ class Context:
         who = " ".join([digest_folder(self.path(model)), self.template_digest(model), self.inputs[model].dtype, str(engine.settings())])
         return KeptChat(EngineChat(self.engine(engine, model, template), template), ReplyStore(replies), who)
 
-    def scorer(self, kind: ScorerKind) -> Scorer:
-        """A scorer."""
-        return kind.build(self)
+    def scorer(self, kind: ScorerKind, writer: str) -> Scorer:
+        """A scorer of what the model `writer` writes."""
+        return kind.build(_Shop(self, writer))
 
     def loop(
         self,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,17 +16,20 @@ from xwin.data.batch import Batch, Sample, pack, unpack
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Rollout, rollout_to_json
 from xwin.data.template import Template
-from xwin.errors import DataError
+from xwin.errors import DataError, TrainingStopped
 from xwin.learning.learner import Learner, Reader
 from xwin.objectives.value import explained_variance
 from xwin.ops import kl_k3
 from xwin.run.events import Measure, merged
+from xwin.run.hacking import repetition
 from xwin.run.storage import storage_errors
 from xwin.scorers._outcome import FAILED, ScorerError, has_failed
 from xwin.seeds import permutation
 
 Columns = dict[str, list[Sequence[float]]]
 """Name -> for each rollout, in order of groups and samples, [L] one number per completion token."""
+
+Cut: TypeAlias = Literal["learn", "mask"]
 
 SMALLEST_SPREAD = 1e-9
 """Reward units. Scores closer than this are the same."""
@@ -48,14 +52,32 @@ class Drawn:
         return self.kept + self.dropped
 
 
-def usable(groups: Sequence[Group]) -> list[Group]:
-    """The groups without the answers that hold no token or could not be scored; a group without any answer left is gone."""
+def usable(groups: Sequence[Group], cut: Cut = "learn") -> list[Group]:
+    """The groups without the answers that nothing is learned from; a group without any answer left is gone.
+
+    These hold no token, could not be scored, or were cut at the length limit when such are to be masked.
+    """
     found = []
     for group in groups:
-        kept = [k for k, r in enumerate(group.rollouts) if r.completion and not has_failed(r.score)]
+        kept = [k for k, r in enumerate(group.rollouts) if r.completion and not _unscored(r) and (cut == "learn" or r.finish == "stop")]
         if kept:
             found.append(replace(group, rollouts=tuple(group.rollouts[k] for k in kept), texts=tuple(group.texts[k] for k in kept)))
     return found
+
+
+def _unscored(rollout: Rollout) -> bool:
+    """Whether the scorer failed; without a scorer there is no score, and none is missed."""
+    return rollout.score is not None and has_failed(rollout.score)
+
+
+def nothing_left(groups: Sequence[Group]) -> ScorerError | TrainingStopped:
+    """The error that says why `usable` left nothing of a round."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    if all(map(_unscored, rollouts)):
+        return ScorerError("no answer of the round could be scored", fix="look at the notes of the last step in rollouts.jsonl")
+    empty, cut = sum(not r.completion for r in rollouts), sum(r.finish != "stop" for r in rollouts)
+    what = f"nothing of the round can be learned from: of {len(rollouts)} answers {empty} are empty, {cut} were cut at the length limit"
+    return TrainingStopped(what, fix="raise sampling.max_tokens, or set cut: learn")
 
 
 def varied(group: Group, part: str | None) -> bool:
@@ -208,30 +230,29 @@ def update(team: Team, samples: Sequence[Sequence[Sample]], passes: Sequence[Seq
 
 
 def describe(groups: Sequence[Group]) -> dict[str, float]:
-    """What the answers of a round were like, in the metrics of run/events.py.
-
-    What could not be scored counts in `reward/failed`, `length` and `cut` alone; `reward/<part>` is the mean over the answers that have it.
-    """
+    """What the answers of a round were like, in the metrics of run/events.py."""
     rollouts = [r for g in groups for r in g.rollouts]
-    good = [r.score for r in rollouts if r.score is not None and not has_failed(r.score)]
-    rows = [row for g in groups if (row := [r.score.value for r in g.rollouts if r.score is not None and not has_failed(r.score)])]
+    out = {
+        "length": float(np.mean([len(r.completion) for r in rollouts])),
+        "cut": float(np.mean([r.finish != "stop" for r in rollouts])),
+        "repetition": float(np.mean([repetition(r.completion) for r in rollouts])),
+    }
+    return out if all(r.score is None for r in rollouts) else out | _scores(groups)
+
+
+def _scores(groups: Sequence[Group]) -> dict[str, float]:
+    """What could not be scored counts in `reward/failed` alone; `reward/<part>` is the mean over the answers that have it."""
+    rows = [[r.score for r in g.rollouts if r.score is not None and not has_failed(r.score)] for g in groups]
+    good, total = [score for row in rows for score in row], sum(len(g.rollouts) for g in groups)
+    spreads = [max(s.value for s in row) - min(s.value for s in row) for row in rows if row]
     out = {
         "reward": float(np.mean([score.value for score in good])) if good else 0.0,
-        "zero_spread": float(np.mean([max(row) - min(row) < SMALLEST_SPREAD for row in rows])) if rows else 0.0,
-        "length": float(np.mean([len(r.completion) for r in rollouts])),
-        "repetition": float(np.mean([repetition(r.completion) for r in rollouts])),
-        "cut": float(np.mean([r.finish != "stop" for r in rollouts])),
+        "zero_spread": float(np.mean([spread < SMALLEST_SPREAD for spread in spreads])) if spreads else 0.0,
     }
-    if len(good) < len(rollouts):
-        out[f"reward/{FAILED}"] = 1 - len(good) / len(rollouts)
+    if len(good) < total:
+        out[f"reward/{FAILED}"] = 1 - len(good) / total
     parts = sorted({name for score in good for name in score.parts})
     return out | {f"reward/{name}": float(np.mean([score.parts[name] for score in good if name in score.parts])) for name in parts}
-
-
-def repetition(tokens: Sequence[int], n: int = 4) -> float:
-    """The share of runs of `n` tokens that came before in the same answer; 0 for an answer of fewer."""
-    runs = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def divergence(groups: Sequence[Group], columns: Columns) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
@@ -20,6 +21,8 @@ from xwin.run.artifacts import ConversationsRef, ModelRef
 from xwin.run.storage import storage_errors
 from xwin.scorers._outcome import ScorerError, complete, has_failed
 from xwin.scorers.base import Scorer, ScorerKind
+from xwin.scorers.reward_model import TOKENS as SCORED
+from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -55,6 +58,12 @@ class Asking(Stage):
     engine: EngineKind = Local()
     """What writes them."""
 
+    def asking(self, n: int) -> Phase:
+        """What n answers to each prompt ask of a machine."""
+        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        answers = Answers(self.prompts, n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit)
+        return Phase((Use("engine", self.policy),), answers, SCORED, (self.scorer,))
+
     def ask(self, ctx: Context, n: int) -> list[Group]:
         """n judged answers to each prompt.
 
@@ -65,7 +74,7 @@ class Asking(Stage):
         engine = ctx.engine(self.engine, self.policy, template)
         groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, n)
         engine.close()
-        groups = judged(groups, ctx.scorer(self.scorer))
+        groups = judged(groups, ctx.scorer(self.scorer, self.policy))
         tell_failures(ctx, groups)
         return groups
 
@@ -165,3 +174,24 @@ def _append(path: Path, rollouts: Sequence[Rollout]) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes answers and who scores them."""
+
+    engine: Engine
+    template: Template
+    scorer: Scorer | None
+    """None = nobody: the answers have no score."""
+
+    def write(self, prompts: Sequence[Conversation], sampling: Sampling, *, seed: int, n: int) -> list[Group]:
+        """n answers to each prompt, scored where there is a scorer."""
+        asked = [Prompt(p.id, self.template.prompt(p.prompt)) for p in prompts]
+        groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template)
+        return judged(groups, self.scorer) if self.scorer else groups
+
+
+def placed(prompts: Sequence[Conversation], start: int) -> list[Conversation]:
+    """The prompts with ids that name their place in the endless stream: a prompt that comes again is answered anew."""
+    return [replace(p, id=f"{p.id}@{start + i}") for i, p in enumerate(prompts)]

@@ -23,7 +23,7 @@ from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.facts import SHARES
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
-from xwin.scorers.base import Scorer, ScorerKind
+from xwin.scorers.base import ScorerKind
 from xwin.scorers.judge import Judge
 from xwin.spec import Spec
 from xwin.stages._judged import judged_answers
@@ -150,12 +150,12 @@ class Evaluate(Stage):
         models = {c.name: c.model for c in self.contenders}
         if self.prompts is None or self.gold is None:
             return Evidence((), {}, {}, "", {}, models, ctx)
-        prompts, gold = ctx.conversations(self.prompts), ctx.scorer(self.gold)
+        prompts = ctx.conversations(self.prompts)
         origin = next(c for c in self.contenders if c.name == self.reference)
         answers: dict[str, Sequence[Answer]] = {}
         samples: dict[str, Sequence[Sequence[Answer]]] = {}
         for contender in self.contenders:
-            groups = self._groups(ctx, contender, prompts, gold)
+            groups = self._groups(ctx, contender, prompts, self.gold)
             every = [self._answers(*pair) for pair in zip(groups, self._rewards(ctx, contender, groups), strict=True)]
             if contender.n > 1:
                 samples[contender.name] = every
@@ -169,7 +169,7 @@ class Evaluate(Stage):
         before = {c.name: c.before for c in self.contenders if c.before}
         return Evidence(prompts, answers, before, origin.name, samples, models, ctx)
 
-    def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation], gold: Scorer) -> list[Group]:
+    def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation], gold: ScorerKind) -> list[Group]:
         """Answers, judged by the gold scorer.
 
         Raises:
@@ -179,7 +179,7 @@ class Evaluate(Stage):
         engine = ctx.engine(self.engine, contender.model, template)
         groups = sample(ctx, engine, template, prompts, self.sampling, contender.n, part=f"rollouts-{contender.name}")
         engine.close()
-        groups = judged(groups, gold)
+        groups = judged(groups, ctx.scorer(gold, contender.model))
         for group in groups:
             for score in (r.score for r in group.rollouts if has_failed(r.score)):
                 what = f"the gold scorer could not judge an answer of {contender.name}: {score.note if score else 'no score'}"
@@ -190,7 +190,7 @@ class Evaluate(Stage):
         """What the contender's own scorer gives each answer; None where it has none, or could not score it, which is counted."""
         if contender.scorer is None:
             return [[None] * len(group.rollouts) for group in groups]
-        scores = [[r.score for r in group.rollouts] for group in judged(groups, ctx.scorer(contender.scorer))]
+        scores = [[r.score for r in group.rollouts] for group in judged(groups, ctx.scorer(contender.scorer, contender.model))]
         failed = sum(has_failed(score) for row in scores for score in row)
         if failed:
             ctx.metrics[f"failed/{contender.name}"] = float(failed)

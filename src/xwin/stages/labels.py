@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -14,6 +14,7 @@ from xwin.errors import DataError
 from xwin.run.artifacts import Artifact, Conversations
 from xwin.stages._sampling import Asking
 from xwin.stages._selection import whole
+from xwin.stages._work import Amount, Phase
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
@@ -32,6 +33,15 @@ class Labels(Asking):
 
     def summary(self) -> str:
         return f"{self.n} answers a prompt, right above {self.above:g}"
+
+    def work(self) -> Sequence[Phase]:
+        return (self.asking(self.n),)
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
+        asked = amount(self.prompts)
+        if asked is None:
+            return None
+        return replace(asked, rows=min(asked.rows, self.limit or asked.rows) * self.n, answer=self.sampling.max_tokens, known=False)
 
     def run(self, ctx: Context) -> None:
         groups = self.ask(ctx, self.n)

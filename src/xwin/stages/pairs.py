@@ -10,15 +10,13 @@ from annotated_types import Ge
 
 from xwin.data.conversation import Message, Preference, preference_to_json, write_jsonl
 from xwin.data.rollout import Group
-from xwin.engines.local import Local
 from xwin.errors import DataError
 from xwin.run.artifacts import Artifact, Preferences
 from xwin.scorers._outcome import has_failed
-from xwin.scorers.reward_model import TOKENS as SCORED
 from xwin.seeds import permutation
-from xwin.stages._sampling import BLOCK, Asking
+from xwin.stages._sampling import Asking
 from xwin.stages._selection import whole
-from xwin.stages._work import Amount, Answers, Phase, Use
+from xwin.stages._work import Amount, Phase
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
@@ -42,9 +40,7 @@ class Pairs(Asking):
         return f"{self.n} answers a prompt, at most {self.most} pairs"
 
     def work(self) -> Sequence[Phase]:
-        rows = self.engine.rows if isinstance(self.engine, Local) else 0
-        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit)
-        return (Phase((Use("engine", self.policy),), answers, SCORED, (self.scorer,)),)
+        return (self.asking(self.n),)
 
     def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
         asked = amount(self.prompts)

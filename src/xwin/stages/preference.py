@@ -135,7 +135,8 @@ class Preference(RowTraining):
         found = recall(path)
         if found is None:
             ctx.console.message(f"{ctx.name}: the reference reads {len(train.rows) + len(held.rows)} answers")
-            reference = ctx.reference(self.init, policy) if self._is_own_reference() else ctx.frozen(self.reference or self.init)
+            own = self._is_own_reference()
+            reference = ctx.reference(self.init, policy) if own else ctx.reader(self.reference or self.init, self.init)
             train = train.heard(reference, steps.places, self.tokens_per_batch)
             held = held.heard(reference, [range(len(held.rows))], self.tokens_per_batch)
             found = train.tensors("train") | held.tensors("held")

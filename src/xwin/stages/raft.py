@@ -9,8 +9,8 @@ iteration on theorems) is an `sft` stage over the output `kept`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -34,11 +34,11 @@ from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.stages._rl import RolloutLog, context_of, describe, minibatches, require_room
-from xwin.stages._sampling import judged, sample
+from xwin.stages._sampling import Writer, judged, placed, sample
 from xwin.stages._selection import Kept, accounted, chosen
 from xwin.stages._start import require_sound
 from xwin.stages._training import Training
-from xwin.stages.rl import Writer, placed
+from xwin.stages._work import Amount, Answers, Phase, Use
 from xwin.stages.sft import due
 
 if TYPE_CHECKING:
@@ -106,6 +106,20 @@ class Raft(Training):
     def summary(self) -> str:
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, at most {self.most} kept"
 
+    def work(self) -> Sequence[Phase]:
+        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps)
+        uses = (Use("policy", self.init, tune=self.tune, trained=self.passes), Use("engine", self.init))
+        return (Phase(uses, answers, self.tokens_per_batch, (self.scorer,)),)
+
+    def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
+        asked = amount(self.prompts) if output == "kept" else None
+        if asked is None:
+            return None
+        rows = self.steps * self.prompts_per_step * min(self.most, self.n)
+        return replace(asked, rows=rows, answer=self.sampling.max_tokens, known=False)
+
     def check(self) -> Sequence[tuple[str, str, str]]:
         if self.n == 1 and self.above is None:
             return [("n", "the best of one answer is any answer, so the scores would teach nothing", "set n above 1, or a bar: above")]
@@ -117,25 +131,28 @@ class Raft(Training):
         total = self.steps * self.passes * self.minibatches
         policy = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=total)
         template = ctx.template(self.init)
-        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer))
+        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init))
         prompts = ctx.conversations(self.prompts)
         held = ctx.conversations(self.validation) if self.validation else []
         context = {"the model's context": context_of(policy)}
         require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
         require_room(held, template, self.sampling.max_tokens, context)
-        loop = ctx.loop(self, self.steps, {"policy": policy}, state=asdict(RaftState()))
         log = RolloutLog(ctx.directory.rollouts)
-        log.rewind(loop.start)
+        loop = ctx.loop(self, self.steps, {"policy": policy}, state=asdict(RaftState()), rewind=log.rewind)
         for step in loop:
             state = RaftState(**loop.state)
             asked = placed(window(prompts, ctx.seed("prompts"), state.rows_consumed, self.prompts_per_step), state.rows_consumed)
+            if loop.skips([prompt.id for prompt in asked], asdict(replace(state, rows_consumed=state.rows_consumed + len(asked)))):
+                write_atomic(_kept(ctx, step), "")
+                continue
             found = self._sample(ctx, writer, policy, asked, step)
             log.append(step, found.groups)
             write_atomic(_kept(ctx, step), found.conversations())
-            metrics = found.metrics(self.above) | self._learn(ctx, policy, template, found)
-            loop.state = asdict(RaftState(state.rows_consumed + len(asked), state.kept + found.count))
-            validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
-            loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
+            with loop.trial():
+                metrics = found.metrics(self.above) | self._learn(ctx, policy, template, found)
+                loop.state = asdict(RaftState(state.rows_consumed + len(asked), state.kept + found.count))
+                validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
+                loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
         writer.engine.close()
         if not RaftState(**loop.state).kept:
             raise DataError(f"no answer passed the bar in any of {self.steps} rounds", f"{ctx.name}.above", "lower `above` or raise `n`")

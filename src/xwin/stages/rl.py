@@ -7,33 +7,32 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from xwin.credit.base import Credit
 from xwin.credit.gae import Gae
 from xwin.credit.group import GroupRelative
 from xwin.credit.round import Round
 from xwin.data.conversation import Conversation
-from xwin.data.rollout import Group, Prompt
+from xwin.data.rollout import Group
 from xwin.data.sources import window
 from xwin.data.template import Template
-from xwin.engines.base import Engine, EngineKind, Sampling
+from xwin.data.vocabulary import require_same_tokens
+from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
-from xwin.learning.learner import Learner
-from xwin.learning.optim import Optim
-from xwin.models.tuning import LastLayers, Tuning
+from xwin.learning.learner import Learner, Reader
 from xwin.objectives.base import Objective
 from xwin.objectives.ppo import Ppo
-from xwin.objectives.value import Value
 from xwin.run import memory
-from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef, NetworkRef
+from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
 from xwin.run.events import Mean
 from xwin.run.guards import ENGINE_GAP, LARGEST_ENGINE_GAP, Guard
-from xwin.scorers._outcome import ScorerError, has_failed
-from xwin.scorers.base import Scorer, ScorerKind
+from xwin.run.hacking import SURE
+from xwin.scorers.base import ScorerKind
 from xwin.seeds import derive
-from xwin.spec import Spec
+from xwin.stages._held_out import HeldOut, Seen
 from xwin.stages._rl import (
+    Cut,
     Drawn,
     Packing,
     RolloutLog,
@@ -44,13 +43,15 @@ from xwin.stages._rl import (
     divergence,
     in_order,
     minibatches,
+    nothing_left,
     require_room,
     update,
     usable,
     variance_explained,
     varied,
 )
-from xwin.stages._sampling import group, judged
+from xwin.stages._rl_settings import Critic, Kl, Refill
+from xwin.stages._sampling import Writer, placed
 from xwin.stages._start import require_ratio, require_sound_round
 from xwin.stages._training import Training, require_able
 from xwin.stages._work import Answers, Phase, Use
@@ -64,75 +65,30 @@ RAW = frozenset({"old_logp", "ref_logp"})
 """Columns that the stage computes and samples may carry, whatever the credit makes of them."""
 
 
-class Critic(Spec):
-    """The model that says what a token is worth."""
-
-    init: NetworkRef
-    """What it starts from, usually the reward model; its value head is drawn anew."""
-
-    tune: Tuning = LastLayers()
-    """Which of its parameters are trained, beside the head."""
-
-    optim: Optim = Optim(lr=1e-4, schedule="constant")
-    """How they move."""
-
-    objective: Value = Value()
-    """Its loss."""
-
-
-class Kl(Spec):
-    """The price of leaving the reference, paid per token inside the reward."""
-
-    coef: Annotated[float, Ge(0)] = 0.05
-    """Reward units per nat, at the start; 0 = KL is measured and costs nothing."""
-
-    target: Annotated[float, Gt(0)] | None = None
-    """Nats per answer that the price is steered to (Ziegler et al. 2019, arXiv:1909.08593, section 2.2); null = the price stays."""
-
-    rate: Annotated[float, Gt(0)] = 0.1
-    """Largest relative change of the price in one step is a fifth of this, unitless."""
-
-    def following(self, coef: float, kl: float) -> float:
-        """The price after a step whose answers had `kl` nats: x (1 + rate * clip(kl / target - 1, -0.2, 0.2))."""
-        if self.target is None:
-            return coef
-        return coef * (1 + self.rate * min(max(kl / self.target - 1, -0.2), 0.2))
-
-
-class Refill(Spec):
-    """DAPO's dynamic sampling: groups whose answers all score the same are dropped, and others drawn until the round is full.
-
-    Yu et al. 2025, arXiv:2503.14476, equation 11. So are groups of which no answer could be scored. What is drawn in vain is logged and
-    counted, and its prompts are used up. When the draws are spent the round is learned from as far as it is full; when no group varied at
-    all, from the first ones, where only shaping beside `part`, a price of KL or a critic is left to learn from.
-    """
-
-    draws: Annotated[int, Ge(2)] = 4
-    """Times that prompts are drawn for a round, at most."""
-
-    part: str | None = None
-    """Part of the score that must vary, before any shaping, such as a name in a sum; null = the score itself."""
-
-
 @dataclass(frozen=True, slots=True)
 class RLState:
     """What the loop carries from step to step beside weights; saved in every checkpoint."""
 
     rows_consumed: int
     kl_coef: float
+    looks: Mapping[str, Any] | None = None
+    """What was seen of held-out answers; None = nothing yet."""
 
 
 class Rl(Training):
     """Trains a policy on its own answers."""
 
     init: ModelRef
-    """The policy to start from; also the reference that KL is measured to."""
+    """The policy to start from."""
+
+    reference: ModelRef | None = None
+    """The frozen model that KL is measured to, or the teacher of credit distil; null = the policy as it starts."""
 
     prompts: ConversationsRef
     """What is asked: conversations without their last answer."""
 
-    scorer: ScorerKind
-    """Who judges."""
+    scorer: ScorerKind | None = None
+    """Who judges; null = nobody, which only credit distil can learn from."""
 
     objective: Objective = Ppo()
     """The loss of the policy."""
@@ -144,10 +100,14 @@ class Rl(Training):
     """Needed by credit that reads values; null = none."""
 
     kl: Kl | None = Kl()
-    """The price of leaving the reference; null = no price, and no reference is loaded unless the objective reads one."""
+    """The price of leaving the reference; null = no price, and no reference is loaded unless objective or credit read one."""
 
     refill: Refill | None = None
     """What is done about groups whose answers all score the same; null = they stay in the round."""
+
+    cut: Cut = "learn"
+    """What is done about answers that hit the length limit: learned from with the score they got, or masked, as if they had not been drawn:
+    their siblings are not compared with them either (overlong filtering: Yu et al. 2025, arXiv:2503.14476, section 3.4)."""
 
     steps: Annotated[int, Ge(1)] = 50
     """Rounds of sampling and learning."""
@@ -176,6 +136,10 @@ class Rl(Training):
     patience: Annotated[int, Ge(1)] | None = None
     """Evaluations without improvement after which training ends; null = never."""
 
+    gold: ScorerKind | None = None
+    """Who judges the answers to `validation` beside the scorer, before the first round and then as often; nothing is trained on it. When the
+    score rises and gold falls the metric `hacking` says so, and a guard warns unless there is one of your own on it. null = nobody."""
+
     engine: EngineKind = Local()
     """What writes the answers."""
 
@@ -191,14 +155,15 @@ class Rl(Training):
         if self.critic is not None:
             uses.append(Use("critic", self.critic.init, "value", tune=self.critic.tune, trained=self.passes, read=1))
         if "ref_logp" in needs:
-            uses.append(Use("reference", self.init, read=1))
+            uses.append(Use("reference", self.reference or self.init, read=1))
         rows = self.engine.rows if isinstance(self.engine, Local) else 0
         asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
         answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps)
-        return (Phase(tuple(uses), answers, self.tokens_per_batch, (self.scorer,)),)
+        return (Phase(tuple(uses), answers, self.tokens_per_batch, tuple(s for s in (self.scorer, self.gold) if s is not None)),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
-        return [*self._credit_mistakes(), *self._objective_mistakes(), *self._kl_mistakes(), *self._sampling_mistakes()]
+        some = (self._credit_mistakes(), self._objective_mistakes(), self._reference_mistakes(), self._sampling_mistakes(), self._scorer_mistakes())
+        return [mistake for found in some for mistake in found]
 
     def _credit_mistakes(self) -> Iterator[tuple[str, str, str]]:
         if "advantage" not in self.objective.needs:
@@ -230,9 +195,16 @@ class Rl(Training):
         if self.minibatches > 1:
             yield "minibatches", f"{what}, and after the first minibatch they are not", "set minibatches: 1, or an objective with a ratio"
 
-    def _kl_mistakes(self) -> Iterator[tuple[str, str, str]]:
+    def _reference_mistakes(self) -> Iterator[tuple[str, str, str]]:
+        teaches = "ref_logp" in self.credit.needs
         if "ref_logp" in self.objective.needs and self.kl is not None and self.kl.coef > 0:
             yield "kl", "KL would be paid twice: in the reward and in the loss", "set kl: {coef: 0}, or remove objective.kl"
+        if teaches and self.kl is not None and self.kl.coef > 0:
+            yield "kl", f"credit {self.credit.kind} is the KL to its teacher; a price of the same KL would not be paid", "set kl: null"
+        if teaches and self.reference is None:
+            yield "reference", f"credit {self.credit.kind} learns from a teacher, and the policy cannot be its own", "add reference: the teacher"
+        if self.reference is not None and "ref_logp" not in self._needs():
+            yield "reference", "nothing reads it: there is no price of KL", "remove it, or add kl"
         if self.kl is not None and self.kl.coef == 0 and self.kl.target is not None:
             what = "the price is multiplied from step to step, so one of 0 never reaches a target"
             yield "kl.coef", what, "set kl.coef above 0, or remove kl.target"
@@ -243,6 +215,17 @@ class Rl(Training):
             yield "sampling", what, "set top_p: 1 and temperature above 0"
         if self.refill is not None and self.n == 1:
             yield "refill", "one answer never differs from its siblings, so every group would be dropped", "set n above 1, or refill: null"
+
+    def _scorer_mistakes(self) -> Iterator[tuple[str, str, str]]:
+        if self.gold is not None and self.validation is None:
+            yield "gold", "it judges answers to validation prompts, and there are none", "add validation: prompts of their own"
+        if self.scorer is not None:
+            return
+        if "ref_logp" not in self.credit.needs:
+            yield "scorer", "nobody says how good an answer is", "add a scorer, or learn from a teacher: credit distil"
+        for field in ("refill", "validation"):
+            if getattr(self, field) is not None:
+                yield field, "it goes by scores, and there are none", f"add a scorer, or remove {field}"
 
     def require(self) -> None:
         require_able(self.optim, self.tune)
@@ -256,35 +239,48 @@ class Rl(Training):
     def run(self, ctx: Context) -> None:
         total = self.steps * self.passes * self.minibatches
         policy = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=total)
-        team = Team(policy, self._critic(ctx, total), ctx.reference(self.init, policy) if "ref_logp" in self._needs() else None)
+        team = Team(policy, self._critic(ctx, total), self._reference(ctx, policy))
         template = ctx.template(self.init)
-        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer))
-        prompts = ctx.conversations(self.prompts)
-        held = ctx.conversations(self.validation) if self.validation else []
+        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init) if self.scorer else None)
+        prompts, held = ctx.conversations(self.prompts), self._held_out(ctx)
         context = {"the model's context": context_of(policy)}
         require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
-        require_room(held, template, self.sampling.max_tokens, context)
+        require_room(held.prompts, template, self.sampling.max_tokens, context)
         log = RolloutLog(ctx.directory.rollouts)
         begin = RLState(rows_consumed=0, kl_coef=self.kl.coef if self.kl else 0.0)
         loop = ctx.loop(
-            self._watched(), self.steps, team.learners(), state=asdict(begin), patience=self.patience if held else None, rewind=log.rewind
+            self._watched(), self.steps, team.learners(), state=asdict(begin), patience=self.patience if held.prompts else None, rewind=log.rewind
         )
         for step in loop:
             state = RLState(**loop.state)
             if loop.skips(*self._passed(ctx, prompts, state)):
                 continue
             writer.engine.load(policy.weights())  # so a resumed run never samples from stale weights
+            seen = held.look(ctx, writer, self.sampling, None, None) if self.gold and state.looks is None else Seen({}, state.looks)
             drawn = self._draw(ctx, writer, prompts, state.rows_consumed)
             memory.trim()
             log.append(step, drawn.kept, dropped=drawn.dropped)
             with loop.trial():
                 metrics = self._learn(drawn, team, state, ctx.seed("minibatch", step), template if step == 0 else None)
                 memory.trim()
-                loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics)))
-                validation = self._validate(ctx, writer, policy, held) if held and due(step, self.eval_every, self.steps) else None
-                loop.done(metrics, validation=validation, score=-validation["validation_reward"] if validation else None)
+                score = None
+                if held.prompts and due(step, self.eval_every, self.steps):
+                    writer.engine.load(policy.weights())
+                    seen = held.look(ctx, writer, self.sampling, seen.looks, metrics.get("kl"))
+                    score = -seen.metrics["validation_reward"]
+                loop.state = asdict(RLState(state.rows_consumed + drawn.rows, self._next_coef(state, metrics), seen.looks))
+                loop.done(metrics, validation=seen.metrics, score=score)
         writer.engine.close()
         ctx.finish(policy, loop, "final", ctx.template_name(self.init))
+
+    def _held_out(self, ctx: Context) -> HeldOut:
+        prompts = ctx.conversations(self.validation) if self.validation else ()
+        return HeldOut(prompts, ctx.scorer(self.gold, self.init) if self.gold else None)
+
+    def _reference(self, ctx: Context, policy: Learner) -> Reader | None:
+        if "ref_logp" not in self._needs():
+            return None
+        return ctx.reference(self.init, policy) if self.reference in {None, self.init} else ctx.reader(self.reference or self.init, self.init)
 
     def _passed(self, ctx: Context, prompts: Sequence[Conversation], state: RLState) -> tuple[list[str], dict[str, Any]]:
         """The prompts that a round may draw, by name, and the state after it when it is passed over: none of them is asked again."""
@@ -293,15 +289,20 @@ class Rl(Training):
         return [prompt.id for prompt in asked], asdict(replace(state, rows_consumed=state.rows_consumed + most))
 
     def _watched(self) -> Rl:
-        """These settings, with a guard on the engine that only warns where the credit corrects for what the engine does otherwise."""
-        if getattr(self.credit, "correction", None) is None or any(guard.metric == ENGINE_GAP for guard in self.guards):
-            return self
-        return self.model_copy(update={"guards": (*self.guards, Guard(metric=ENGINE_GAP, above=LARGEST_ENGINE_GAP, do="warn"))})
+        """These settings, with the guards that come with them, each unless the recipe has one of its own on that metric.
+
+        Where the credit corrects for what the engine does otherwise, the guard on the engine only warns; where there is gold, one watches it.
+        """
+        more = [Guard(metric=ENGINE_GAP, above=LARGEST_ENGINE_GAP, do="warn")] if getattr(self.credit, "correction", None) else []
+        more += [Guard(metric="hacking", above=SURE, do="warn")] if self.gold else []
+        own = {guard.metric for guard in self.guards}
+        return self.model_copy(update={"guards": (*self.guards, *(guard for guard in more if guard.metric not in own))})
 
     def _critic(self, ctx: Context, total: int) -> Learner | None:
         if self.critic is None:
             return None
         c = self.critic
+        require_same_tokens(ctx.path(self.init), ctx.path(c.init))
         return ctx.learner(c.init, head="value", objective=c.objective, tune=c.tune, optim=c.optim, total=total)
 
     def _draw(self, ctx: Context, writer: Writer, prompts: Sequence[Conversation], start: int) -> Drawn:
@@ -324,7 +325,7 @@ class Rl(Training):
     def _teaches(self, group: Group) -> bool:
         if self.refill is None:
             return True
-        found = usable([group])
+        found = usable([group], self.cut)
         return bool(found) and varied(found[0], self.refill.part)
 
     def _next_coef(self, state: RLState, metrics: Mapping[str, Any]) -> float:
@@ -336,14 +337,15 @@ class Rl(Training):
         Raises:
             TrainingStopped: it does not hold.
             ScorerError: no answer of the round could be scored.
+            TrainingStopped: none that could be scored is to be learned from.
         """
-        groups = usable(drawn.kept)
+        groups = usable(drawn.kept, self.cut)
         if not groups:
-            raise ScorerError("no answer of the round could be scored", fix="look at the notes of the last step in rollouts.jsonl")
+            raise nothing_left(drawn.kept)
         packing = Packing(self.tokens_per_batch, self.sampling.temperature)
         passes = [minibatches(len(groups), self.minibatches, derive(seed, number)) for number in range(self.passes)]
         columns = in_order(team.columns(self._needs(), [[groups[i] for i in part] for part in passes[0]], packing), groups)
-        credited = self.credit.assign(groups, columns, state.kl_coef)
+        credited = self.credit.assign(groups, columns, state.kl_coef, self.kl.estimator if self.kl else "k1")
         rows = iter(carried(credited.samples, {name: columns[name] for name in self.objective.needs - self.credit.gives}))
         samples = [list(islice(rows, len(g.rollouts))) for g in groups]
         if check is not None:
@@ -357,41 +359,3 @@ class Rl(Training):
         if self.refill is not None:
             shown["drawn"] = float(drawn.rows)
         return metrics | shown
-
-    def _validate(self, ctx: Context, writer: Writer, policy: Learner, held: Sequence[Conversation]) -> dict[str, float]:
-        """Mean score on prompts the policy is not trained on; answers that could not be scored are left out and said.
-
-        Raises:
-            ScorerError: none could be scored.
-        """
-        writer.engine.load(policy.weights())
-        groups = writer.write(held, self.sampling, seed=ctx.seed("validation"), n=1)
-        rollouts = [r for g in groups for r in g.rollouts]
-        values = [r.score.value for r in rollouts if r.score and not has_failed(r.score)]
-        if not values:
-            raise ScorerError("no answer to a validation prompt could be scored", f"{ctx.name}.scorer", "mend the scorer")
-        failed = len(rollouts) - len(values)
-        if failed:
-            ctx.console.message(f"{ctx.name}: {failed} of {len(rollouts)} validation answers could not be scored")
-        found = {"validation_reward": sum(values) / len(values), "validation_length": sum(len(r.completion) for r in rollouts) / len(rollouts)}
-        return found | ({"validation_failed": float(failed)} if failed else {})
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who writes answers and who scores them."""
-
-    engine: Engine
-    template: Template
-    scorer: Scorer
-
-    def write(self, prompts: Sequence[Conversation], sampling: Sampling, *, seed: int, n: int) -> list[Group]:
-        """n scored answers to each prompt."""
-        asked = [Prompt(p.id, self.template.prompt(p.prompt)) for p in prompts]
-        groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template)
-        return judged(groups, self.scorer)
-
-
-def placed(prompts: Sequence[Conversation], start: int) -> list[Conversation]:
-    """The prompts with ids that name their place in the endless stream: a prompt that comes again is answered anew."""
-    return [replace(p, id=f"{p.id}@{start + i}") for i, p in enumerate(prompts)]

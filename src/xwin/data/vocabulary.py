@@ -1,0 +1,32 @@
+"""Whether two models mean the same by a token id: a reward model, a teacher or a critic reads the ids that a policy writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xwin.data._rules import open_tokenizer
+from xwin.errors import ModelError
+
+
+def require_same_tokens(writer: Path, reader: Path) -> None:
+    """Sees to it that every token the one model may write is the same token to the other, which may know more.
+
+    Args:
+        writer: Hugging Face folder of the policy.
+        reader: of the model that reads its answers.
+
+    Raises:
+        ModelError: names the first token that differs.
+    """
+    if writer == reader:
+        return
+    known = _tokens(reader)
+    for number, token in sorted(_tokens(writer).items()):
+        if known.get(number) != token:
+            other = repr(known[number]) if number in known else "nothing"
+            what = f"reads other tokens than {writer} writes: id {number} is {token!r} there and {other} here"
+            raise ModelError(what, str(reader), "use a model that was trained from the same base model, or one with the same tokenizer")
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    return {number: token for token, number in open_tokenizer(folder).get_vocab().items()}
