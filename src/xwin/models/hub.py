@@ -286,7 +286,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _is_known(architecture: object) -> bool:
     """Whether transformers has the architecture itself, so that no code of a model's folder is needed."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
 
     return architecture in CONFIG_MAPPING_NAMES
 

@@ -141,7 +141,8 @@ class Follower:
             steps = [list(rows) for _, rows in groupby(reading.waiting + fresh, key=lambda event: event.step)]
             over = last or record is None or record.status == "published"  # as it was before the events were read
             reading.waiting = [] if over or not steps else steps.pop()
-            for rows in steps if record is not None else ():
+            for rows in steps if record else ():
+                assert record is not None
                 self._tell(record, rows)
 
     def _tell(self, record: StageRecord, rows: Sequence[Event]) -> None:

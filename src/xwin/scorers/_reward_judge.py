@@ -13,7 +13,7 @@ from xwin.learning.learner import Learner
 from xwin.models.heads import RewardStats
 from xwin.scorers._asking import quiet
 from xwin.scorers._pairwise import EQUAL, Judgement, Pair
-from xwin.scorers.reward_model import RewardModelScorer
+from xwin.scorers.reward_model import Judge, RewardModelScorer
 
 BLOCK = 16
 """Pairs that are scored together."""
@@ -32,7 +32,7 @@ class RewardJudge:
 
     def judge(self, pairs: Sequence[Pair], told: Callable[[int], None] = quiet) -> list[Judgement]:
         """See Judging."""
-        scorer = RewardModelScorer(self.learner, RewardStats(), unfinished=0.0)
+        scorer = RewardModelScorer((Judge(self.learner, RewardStats(), "spread"),), caution=0.0, unfinished=0.0)
         found: dict[Pair, Judgement] = {}
         distinct = [pair for pair in dict.fromkeys(pairs) if pair.output_1 != pair.output_2]
         for start in range(0, len(distinct), BLOCK):

@@ -165,6 +165,10 @@ class Context:
         """The model that `policy` started from, which is `ref`: a second copy, or the policy itself where its adapters can be switched off."""
         return Origin(policy) if adapted(policy.model.network) else self.frozen(ref)
 
+    def frozen_scorer(self, model: str) -> Learner:
+        """See scorers.base.Workshop: a reward model for texts of no model's own."""
+        return self.frozen(model, "score")
+
     def reader(self, ref: str, writer: str, head: Head = "language") -> Learner:
         """A frozen model that reads what the model `writer` writes: a reference, a teacher, a reward model.
 

@@ -101,6 +101,8 @@ class Evaluate(Stage):
 
     def work(self) -> Sequence[Phase]:
         """One row of the table after the other; a model is compared with the reference when its engine is closed."""
+        if self.prompts is None or self.gold is None:
+            return ()
         rows = self.engine.rows if isinstance(self.engine, Local) else 0
         phases = []
         for c in self.contenders:

@@ -167,7 +167,7 @@ class Raft(Training):
         """
         writer.engine.load(policy.weights())
         groups = sample(ctx, writer.engine, writer.template, asked, self.sampling, self.n, part=f"{CHECKPOINTS}/round-{number:03d}")
-        groups = judged(groups, writer.scorer)
+        groups = judged(groups, ctx.scorer(self.scorer, self.init))
         _require_scored(groups, f"{ctx.name}, round {number}")
         memory.trim()
         return Round(number, groups, [chosen(group, above=self.above, most=self.most) for group in groups])
