@@ -161,3 +161,7 @@ def test_gradients_by_products_in_bf16_keep_the_log_probability_and_are_near_the
     for a, b in zip(slopes, rounded_slopes, strict=True):
         assert a.dtype == b.dtype == torch.float32
         assert 0 < (a - b).norm() < 0.01 * a.norm()
+
+
+def test_the_mean_of_one_element_is_that_element() -> None:
+    assert masked_mean(torch.tensor([4.0, 9.0]), torch.tensor([True, False])).item() == 4.0

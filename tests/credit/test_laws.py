@@ -160,6 +160,7 @@ def test_a_price_by_any_estimator_is_paid_and_far_apart_is_finite(credit: Credit
     cols = columns(some)
     first = advantages(told(credit, some, cols, 0.2, estimator=estimator))
     assert first != advantages(told(credit, some, cols))
+    assert (first == advantages(told(credit, some, cols, 0.2))) == (estimator == "k1")
     for gap in (-50.0, 50.0):
         cols["ref_logp"] = [tuple(x + gap for x in row) for row in cols["old_logp"]]
         found = advantages(told(credit, some, cols, 0.2, estimator=estimator))
@@ -215,3 +216,10 @@ def test_it_does_not_change_its_inputs_and_knows_no_chance(credit: Credit) -> No
     before = {name: list(rows) for name, rows in cols.items()}
     assert told(credit, some, cols, 0.1) == told(credit, some, cols, 0.1)
     assert cols == before
+
+
+@every
+def test_an_answer_without_a_score_counts_as_0(credit: Credit) -> None:
+    some, cols = groups(scores=[0.0, 1.0, 2.0] * 4), columns(groups())
+    unscored = [replace(g, rollouts=(replace(g.rollouts[0], score=None), *g.rollouts[1:])) for g in some]
+    assert told(credit, unscored, cols) == told(credit, some, cols)

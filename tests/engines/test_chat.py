@@ -32,6 +32,8 @@ def test_replies_come_in_order_with_text_and_length(template: Template) -> None:
     first, second = chat.reply(ASKED[::-1], Sampling(), seed=0)
     assert (first.text, first.finish, first.tokens) == ("Größe", "stop", 8)  # ö and ß are two bytes each, and the stop token
     assert (second.text, second.finish, second.tokens) == ("Ja.", "stop", 4)
+    assert first.seconds == second.seconds > 0
+    assert first.prompt_tokens == len(template.prompt(ASKED[1].messages))
 
 
 def test_a_cut_reply_says_so(template: Template) -> None:

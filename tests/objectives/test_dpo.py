@@ -108,3 +108,11 @@ def test_a_log_likelihood_that_is_not_a_number_is_not_hidden() -> None:
     batch = together([*pair("x", (math.nan, -2.0), (-3.0,), (-1.5, -2.5), (-2.0,)), *pair("y", (-1.0,), (-3.0,), (-1.5,), (-2.0,))])
     out, _ = said(batch)
     assert math.isnan(Dpo(nll=1.0).loss(batch, out).stats["nll"].value)
+
+
+def test_smoothing_and_margin_reach_the_objective() -> None:
+    """Log-ratios 2 and -1: margin 0.3; conservative with a tenth flipped: 0.9 log(1 + e^-0.3) + 0.1 log(1 + e^0.3)."""
+    batch = together(pair("p", (-1.0,), (-3.0,), (-3.0,), (-2.0,)))
+    loss = Dpo(beta=0.1, flipped=0.1).loss(batch, said(batch)[0])
+    assert loss.values.item() == pytest.approx(0.9 * math.log1p(math.exp(-0.3)) + 0.1 * math.log1p(math.exp(0.3)))
+    assert loss.stats["score_margin"].value == pytest.approx(0.3)

@@ -73,3 +73,15 @@ def test_on_policy_the_gradient_is_minus_the_advantage_shared_by_the_answers_tok
 
 def test_the_slacks_are_those_of_its_paper() -> None:
     assert Gspo().clip == (3e-4, 4e-4)
+
+
+def test_an_answer_of_one_token_counts_among_the_clipped() -> None:
+    """Ratios e^1, clipped, and 1, of answers of one token and of two: one of two."""
+    rows = [
+        Sample(name, (1, *range(5, 5 + n)), (False,) + (True,) * n, {"old_logp": (0.0,) + (-1.0,) * n, "advantage": (0.0,) + (1.0,) * n})
+        for name, n in (("a", 1), ("b", 2))
+    ]
+    (batch,) = pack(rows, tokens=20)
+    logp = by_answer(batch, {"a": [0.0, 0.0], "b": [0.0, -1.0, -1.0]})
+    stats = Gspo().loss(batch, Outputs(logp=logp, entropy=torch.ones(len(batch)))).stats
+    assert stats["clipped"].value == 0.5

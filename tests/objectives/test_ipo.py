@@ -31,3 +31,9 @@ def test_log_ratios_are_sums_as_in_the_paper_or_means() -> None:
 def test_the_loss_at_the_start_is_the_squared_target() -> None:
     assert Ipo(tau=0.1).start == pytest.approx(25.0)
     assert ipo(torch.zeros(1), torch.zeros(1), tau=0.1).item() == pytest.approx(25.0)
+
+
+def test_the_margin_is_a_metric_in_reward_units() -> None:
+    """Log-ratios 2 and -1, tau 0.1: 0.3."""
+    batch = together(pair("p", (-1.0,), (-3.0,), (-3.0,), (-2.0,)))
+    assert Ipo(tau=0.1).loss(batch, said(batch)[0]).stats["score_margin"].value == pytest.approx(0.3)

@@ -48,3 +48,8 @@ def test_the_probability_of_an_answer_is_the_geometric_mean_over_its_tokens() ->
     assert loss.stats["nll"].value == pytest.approx(-math.log(0.6))
     assert loss.stats["score_margin"].value == pytest.approx(0.5 * math.log(1.5))
     assert loss.stats["chosen_logp"].value == pytest.approx(math.log(0.36))
+
+
+def test_log_odds_near_certainty_keep_their_digits_in_fp32() -> None:
+    """p = exp(-1e-5): odds 1 / (e^1e-5 - 1), whose log is 11.512920; computed as log1p(-p) it would be off in the third digit."""
+    assert log_odds(torch.tensor(-1e-5)).item() == pytest.approx(-math.log(math.expm1(1e-5)), rel=1e-6)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from xwin.data.batch import Outputs, Sample, pack
-from xwin.objectives._clip import bounds
+from xwin.objectives._clip import bounds, is_clipped
 from xwin.objectives.ppo import Ppo, ppo
 
 ROWS = [  # ratio, advantage, loss and its gradient in logp without and with a dual clip of 3; clip 0.2
@@ -123,3 +123,16 @@ def test_clipped_counts_bad_tokens_beyond_the_second_clip() -> None:
         (grad,) = torch.autograd.grad(loss.values[1:].sum(), logp)
         assert loss.stats["clipped"].value == pytest.approx(share)
         assert int((grad[1:] == 0).sum()) == round(share * 3)
+
+
+def test_a_good_token_below_and_a_bad_one_above_are_not_clipped() -> None:
+    """Ratios 0.5 and 1.5 with slack 0.2: a good one below and a bad one above keep their gradient, however small the advantage."""
+    ratio = torch.tensor([0.5, 0.5, 1.5, 1.5])
+    assert is_clipped(ratio, torch.tensor([0.5, -0.5, 0.5, -0.5]), 0.2).tolist() == [False, True, True, False]
+
+
+def test_the_share_that_is_clipped_is_a_metric() -> None:
+    """Good tokens whose log-ratios are 0.5 and 0: the first is above 1.2."""
+    columns = {"old_logp": (0.0, -1.5, -1.0), "advantage": (0.0, 1.0, 1.0)}
+    (batch,) = pack([Sample("a", (1, 2, 3), (False, True, True), columns)], tokens=8)
+    assert Ppo().loss(batch, Outputs(logp=torch.tensor([0.0, -1.0, -1.0]), entropy=torch.ones(3))).stats["clipped"].value == 0.5

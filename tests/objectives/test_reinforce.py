@@ -36,3 +36,9 @@ def test_the_weighting_decides_how_answers_share_a_step() -> None:
         weighting = objective.weigh(batch)
         losses.append(((objective.loss(batch, out).values * weighting.weight).sum() / weighting.count).item())
     assert losses == pytest.approx([4 / 4, (1 + 1) / 2, (1 / 8 + 3 / 8) / 2])
+
+
+def test_its_metric_is_the_entropy_of_trained_tokens() -> None:
+    (batch,) = pack([Sample("a", (1, 5, 6), (False, True, True), {"advantage": (0.0, 1.0, 1.0)})], tokens=20)
+    stats = Reinforce().loss(batch, Outputs(logp=torch.full((3,), -1.0), entropy=torch.tensor([9.0, 1.0, 2.0]))).stats
+    assert {name: m.value for name, m in stats.items()} == {"entropy": 1.5}

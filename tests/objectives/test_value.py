@@ -47,3 +47,10 @@ def test_explained_variance_by_hand() -> None:
     assert explained_variance(torch.zeros(5), returns, mask).item() == 0.0
     assert explained_variance(-returns, returns, mask).item() == pytest.approx(-3.0)
     assert explained_variance(value, torch.ones(5), mask).item() == 0.0
+
+
+def test_the_variance_explained_of_small_returns_is_a_share_too() -> None:
+    """Returns +-0.001 about values that are half as far: 1 - 0.25 = 0.75; a return that does not vary has nothing to explain."""
+    returns, everywhere = torch.tensor([0.001, -0.001, 0.001, -0.001]), torch.ones(4, dtype=torch.bool)
+    assert explained_variance(returns / 2, returns, everywhere).item() == pytest.approx(0.75)
+    assert explained_variance(returns, torch.full((4,), 3.0), everywhere).item() == 0.0

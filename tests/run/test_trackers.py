@@ -1,6 +1,9 @@
 """The real TensorBoard and Weights & Biases: what they can read afterwards is what was told."""
 
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,10 +52,26 @@ def test_tensorboard_can_read_what_a_kill_left(tmp_path: Path) -> None:
     assert [event.step for event in EventAccumulator(str(tmp_path / "sft-1f09c2ab")).Reload().Scalars("loss")] == [0, 2]
 
 
-def test_wandb_keeps_every_step_offline_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    tell(Wandb(project="mine"), tmp_path, 0, 1, 2)
+TELL = """
+import sys
+from pathlib import Path
+from xwin.run.trackers import Subject, Wandb
+sink = Wandb(project="mine").open(Subject(Path(sys.argv[1]), "tiny-s0", "9f21", "sft", "1f09c2ab", {"lr": 1e-5}))
+for step in range(3):
+    sink.tell(step, 1000.0 + step, {"loss": 1.0 / (step + 1), "reward/length": float("nan")})
+sink.close()
+"""
+
+
+def test_wandb_keeps_every_step_offline_and_no_key(tmp_path: Path) -> None:
+    """In a process of its own, as in life: some of it is written when the process ends."""
+    environment = os.environ | {"WANDB_API_KEY": KEY}
+    done = subprocess.run([sys.executable, "-c", TELL, tmp_path], capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (file,) = tmp_path.glob("wandb/offline-run-*/run-9f21-sft-1f09c2ab.wandb")
+    end = time.monotonic() + 20
+    while len(history(file)) < 3 and time.monotonic() < end:  # its service outlives the process for a moment
+        time.sleep(0.05)
     rows = [(row["_step"], row["loss"], row["_timestamp"]) for row in history(file)]
     assert rows == [(0, 1.0, 1000.0), (1, 0.5, 1001.0), (2, pytest.approx(1 / 3), 1002.0)]
     (run,) = [record.run for record in records(file) if record.WhichOneof("record_type") == "run"]
@@ -60,7 +79,6 @@ def test_wandb_keeps_every_step_offline_and_no_key(tmp_path: Path, monkeypatch: 
     assert {item.key: item.value_json for item in run.config.update}["lr"] == "0.00001"
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert KEY.encode() not in path.read_bytes(), path
-    assert capfd.readouterr() == ("", "")
 
 
 RECIPE = """\

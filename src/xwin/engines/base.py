@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,7 @@ class Reply:
     usd: float = 0.0
     """Price, US dollars."""
     seconds: float = 0.0
-    """Time from question to answer."""
+    """Time from question to answer; of answers that were written together, an equal share."""
     note: str = ""
     kept: bool = False
     """Whether it was answered before and kept: neither price nor time is of today."""
@@ -144,12 +145,14 @@ class EngineChat:
             UserError: first tokens are asked for, and the engine does not know them.
         """
         prompts = [Prompt(c.id, self.template.prompt(c.messages)) for c in conversations]
+        began = time.perf_counter()
         first = [self._first(prompt, top) for prompt in prompts]
         found = {r.prompt_id: r for r in self.engine.generate(prompts, sampling, seed=seed)}
+        share = (time.perf_counter() - began) / max(len(prompts), 1)  # they were written together
         for prompt, likely in zip(prompts, first, strict=True):
             rollout = found[prompt.id]
             text = self.template.parse(rollout.completion).text
-            yield Reply(text, rollout.finish, len(rollout.completion), len(prompt.tokens), likely)
+            yield Reply(text, rollout.finish, len(rollout.completion), len(prompt.tokens), likely, seconds=share)
 
     def _first(self, prompt: Prompt, top: int) -> dict[str, float]:
         """Tokens that read the same share a place: the likelier one's."""

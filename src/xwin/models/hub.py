@@ -286,9 +286,9 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _is_known(architecture: object) -> bool:
     """Whether transformers has the architecture itself, so that no code of a model's folder is needed."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return architecture in CONFIG_MAPPING_NAMES
+    return isinstance(architecture, str) and architecture in CONFIG_MAPPING
 
 
 def _from_nothing(layers: int, hidden: int, cache: Path) -> Path:

@@ -8,7 +8,7 @@ Memory of one device, bytes; P parameters, P' of them trained, M in matrices of 
     optimizer     8 P'  two moments of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)
     activations   T x layers x bytes a token and layer, see `token_bytes`. The method is that of Korthikanti et al. 2022, arXiv:2205.05198,
                   section 4.1: add up what each operation keeps for its backward pass. The terms are those of our layers
-    logits        CHUNK rows x V x 4 x as many tensors as are alive at once, and the gradient of the output matrix
+    logits        of CHUNK at a time, see `_logits`
     cache         rows x tokens x layers x 2 x key width x bytes: what engines/_cache.py allocates
 
 A device holds at its peak  weights + optimizer + max(activations + logits, gradients) + cache: the backward pass frees the activations of a layer
@@ -18,7 +18,7 @@ With n GPUs, FSDP2 shards what belongs to parameters: weights, gradients and opt
 arXiv:1910.02054, section 5), and `GATHERED` layers and the embedding are whole. Activations are not divided: each GPU has a batch of its own.
 
 Time: 2 M multiplications and additions a token forward, twice that backward (Kaplan et al. 2020, arXiv:2001.08361, section 2.1), 4 q s more for
-attention to s tokens with heads q wide, all in the compute type; 2 V d for each label and pass in float32; a share of the machine's rates.
+attention to s tokens with heads q wide; 2 V d for each label, forward in float32. All else in the compute type, at a share of the machine's rates.
 """
 
 from __future__ import annotations
@@ -31,23 +31,17 @@ from xwin.recipe._machines import Machine
 from xwin.recipe._networks import NetworkShape
 from xwin.stages._work import Amount, Answers, Use
 
-CHUNK = 512
-"""Rows of logits at a time: models.causal.CHUNK, which would bring torch here; a test compares them."""
+CHUNK = 2**23
+"""Logits at a time: ops.CHUNK, which would bring torch here; a test compares them."""
 
-ALIVE_TRAINED = 4.0
-"""Tensors of CHUNK x V float32 that are alive together where the output matrix is trained."""
-
-ALIVE_FROZEN = 2.0
-"""The same where it is frozen: logits and probabilities."""
+WIDER = 3
+"""Times as many in the backward pass: ops.WIDER."""
 
 ALIVE_DRAWN = 5.0
 """Tensors of rows x V float32 while an engine draws tokens."""
 
-HEAD_GRADIENTS = 2.0
-"""Gradients of the output matrix, V x d float32, when the first chunk has been read: the sum and the newest."""
-
 PADDED = 1.2
-"""Queries and keys of a bucket are padded to one length: 1.05 was measured for conversations, 1.0 to 1.4 for pairs."""
+"""On a GPU queries and keys are kept as they are laid out in buckets, padded to one length: 1.0 to 1.4 was measured of real rows."""
 
 BACKWARD = 2.0
 """Layers' worth of activations that the backward pass of one layer needs beside those that are kept; measured."""
@@ -159,7 +153,7 @@ def memory(held: Sequence[Held], load: Load, machine: Machine) -> Memory:
         weights=sum(_weights(network, machine) for network in held),
         gradients=4.0 * trained / n,
         optimizer=8.0 * trained / n,
-        activations=max((_activations(network, load) for network in held), default=0.0),
+        activations=max((_activations(network, load, machine) for network in held), default=0.0),
         logits=max((_logits(network, load) for network in held), default=0.0),
         cache=sum(cache(network.shape, load, network.dtype) for network in held if network.use.role == "engine") / n,
         process=machine.process,
@@ -180,44 +174,55 @@ def _weights(network: Held, machine: Machine) -> float:
     return masters + whole + (copies / n if network.use.tune.kind != "full" else 0.0)
 
 
-def token_bytes(network: Held, load: Load) -> float:
-    """Bytes that one layer keeps of a token for its backward pass; d wide, queries q, MLP f, H heads, b = 2 in bfloat16, else 4:
+def token_bytes(network: Held, load: Load, *, gpu: bool) -> float:
+    """Bytes that one layer keeps of a token for its backward pass; d wide, queries q, keys k, MLP f, H heads, b = 2 in bfloat16, else 4:
 
-    2 norms       8 d each: their input and, where the norm is trained, its normalised input, float32
-    5 matrices    2 d each in bfloat16: autocast rounds the input of queries, keys, values, gate and up anew; in float32 4 d for each norm
-    attention     4 b q (query, output, output put together again, input of the output matrix) + 2 b q (keys and values, laid out for each
-                  head) + 4 H (normaliser) + b s (mask over the s tokens that are seen)
-    MLP           4 b f (gate, its activation, up, their product)
-    adapters      b r for each matrix that has one
+    norms         2 x (4 d input, float32, and b d output)
+    attention     b q + 2 b k (queries, keys, values) + b q (input of the output matrix); on a GPU torch keeps queries, output and the keys and
+                  values laid out for each head, 4 b q + 2 b q and 4 H more
+    MLP           3 b f (gate, up, their product)
+    adapters      an input of their own for each matrix that has one, in bfloat16, and b r; what a frozen matrix reads is not kept for it
     """
     llama, q = network.shape.llama, network.shape.query
     b = 2 if network.rounds else 4
     tune = network.use.tune
-    norms = 2 * llama.hidden * (8 if tune is not None and tune.kind != "lora" else 4)
-    inputs = llama.hidden * (10 if network.rounds else 8)
-    attention = b * q * (2 * PADDED + 2 + 2 * PADDED * load.keys) + 4 * llama.heads + b * load.seen
-    adapters = b * tune.rank * len(tune.targets or network.shape.linear) if tune is not None and tune.kind == "lora" else 0
-    return norms + inputs + attention + 4 * b * llama.intermediate + adapters
+    norms = 2 * llama.hidden * (4 + b)
+    attention = b * (2 * q + 2 * network.shape.key)
+    if gpu:
+        attention = b * q * (2 * PADDED + 2 + 2 * PADDED * load.keys) + 4 * llama.heads
+    mlp, adapters = 3 * b * llama.intermediate, 0
+    if tune is not None and tune.kind == "lora":
+        named = [network.shape.linear[name] for name in tune.targets or network.shape.linear if name in network.shape.linear]
+        adapters = b * tune.rank * len(named)
+        if network.rounds:
+            adapters += b * sum(inputs for inputs, _ in named)
+            norms, attention, mlp = norms - 2 * b * llama.hidden, attention - b * q, mlp - b * llama.intermediate
+    return norms + attention + mlp + adapters
 
 
-def _activations(network: Held, load: Load) -> float:
+def _activations(network: Held, load: Load, machine: Machine) -> float:
     """Kept by all layers that the backward pass goes through, and what it needs for one of them; of a network that only reads, one layer."""
     layers = network.shape.reached(network.use.tune) if network.use.trained else 0
     ends = 16.0 * network.shape.llama.hidden if network.use.trained else 4.0 * network.shape.llama.hidden
-    return load.batch * (FRAGMENTS * (layers + BACKWARD) * token_bytes(network, load) + ends)
+    return load.batch * (FRAGMENTS * (layers + BACKWARD) * token_bytes(network, load, gpu=machine.gpu) + ends)
 
 
 def _logits(network: Held, load: Load) -> float:
-    vocab = network.shape.llama.vocab
+    """Logits and their logarithms in float32; in the backward pass logits and probabilities of more rows in the compute type, and of the output
+    matrix a rounded copy, the newest product and the gradient."""
+    vocab, b = network.shape.llama.vocab, 2 if network.rounds else 4
     if network.use.role == "engine":
         return 4.0 * engine_rows(load) * vocab * ALIVE_DRAWN
     if network.use.head != "language":
         return 0.0
     share = load.amount.answer / max(load.amount.prompt + load.amount.answer, 1)
-    rows = min(CHUNK, load.batch * share)
+    labels = load.batch * share * vocab
+    forward = 8.0 * min(CHUNK, labels)
+    if not network.use.trained:
+        return forward
     if not network.trains_head:
-        return 4.0 * rows * vocab * ALIVE_FROZEN
-    return 4.0 * rows * vocab * ALIVE_TRAINED + 4.0 * network.shape.embedding * HEAD_GRADIENTS
+        return forward + b * (min(CHUNK, labels) + network.shape.embedding)
+    return max(forward, 2.0 * b * min(CHUNK * WIDER, labels) + (2.0 * b + 4.0) * network.shape.embedding)
 
 
 def cache(shape: NetworkShape, load: Load, dtype: str) -> float:
@@ -245,8 +250,8 @@ def time(held: Sequence[Held], load: Load, machine: Machine) -> float:
         back = 2.0 if use.tune is not None and use.tune.kind != "lora" else 1.0  # LoRA needs no gradient of the matrices, only of their inputs
         rate = (machine.bf16 if network.rounds else machine.fp32) * machine.share * n
         passes = use.read + use.trained * (1 + back * reach)
-        heads = use.read + use.trained * (4 if network.trains_head else 2)  # each chunk is computed again, or its gradient at once
-        total += passes * body / rate + heads * head / (machine.fp32 * machine.share * n)
+        slopes = use.trained * (3 if network.trains_head else 1)  # products of the compute type: logits again and two gradients, or one
+        total += (passes * body + slopes * head) / rate + (use.read + use.trained) * head / (machine.fp32 * machine.share * n)
         total += load.steps * 28.0 * network.trained / (n * machine.bandwidth)  # AdamW reads 16 bytes of a parameter and writes 12
         if use.role == "engine":
             total += _decoding(network, load, machine)

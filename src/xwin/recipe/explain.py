@@ -199,9 +199,8 @@ def markdown() -> str:
 def _section(spec: type[Kind], name: str) -> str:
     """The docstrings of the file, of its functions as far as they say what is computed, and of the class; columns; a table of settings."""
     module = sys.modules[spec.__module__]
-    math = [
-        f"`{key}`: {_summary(f)}" for key, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and key[0] != "_"
-    ]
+    functions = {key: f for key, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and key[0] != "_"}
+    math = [f"`{key}`: {_summary(f)}" for key, f in functions.items()]
     rows = [(s.name, s.type + (f", {s.limits}" if s.limits else ""), s.default, s.text) for s in _every_setting(spec)]
     table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
     table += [f"| `{key}` | {type_} | `{default}` | {text.replace('|', chr(92) + '|')} |" for key, type_, default, text in rows]

@@ -137,12 +137,13 @@ class Follower:
         """Tells every step that is complete: one after which another has begun, or the last one of all."""
         for reading in self._readings:
             record = reading.directory.record()
+            if record is None:
+                continue
             fresh = reading.fresh()
             steps = [list(rows) for _, rows in groupby(reading.waiting + fresh, key=lambda event: event.step)]
-            over = last or record is None or record.status == "published"  # as it was before the events were read
+            over = last or record.status == "published"  # as it was before the events were read
             reading.waiting = [] if over or not steps else steps.pop()
-            for rows in steps if record else ():
-                assert record is not None
+            for rows in steps:
                 self._tell(record, rows)
 
     def _tell(self, record: StageRecord, rows: Sequence[Event]) -> None:

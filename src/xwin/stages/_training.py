@@ -80,7 +80,7 @@ class RowTraining(Training):
 
 def names(samples: Sequence[Sample]) -> list[str]:
     """What the samples are called where a person reads it: the two of a pair have one name."""
-    return list(dict.fromkeys(sample.bond or sample.id for sample in samples))
+    return list(dict.fromkeys(sample.id.rpartition("/")[0] if sample.bond else sample.id for sample in samples))
 
 
 def require_able(optim: Optim, tune: Tuning) -> None:

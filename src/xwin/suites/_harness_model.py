@@ -28,12 +28,14 @@ from xwin.data.rollout import Prompt
 from xwin.engines.base import Sampling
 from xwin.engines.local import LocalEngine
 from xwin.errors import ModelError, UserError
-from xwin.models.causal import CHUNK, PackedModel
+from xwin.models.causal import PackedModel
 
 TOKENS = 4096
 """Of a packed batch; bounds memory, does not change a number but for rounding."""
 CONTEXTS = 64
 """Contexts that share little are laid out this many at a time; bounds memory too."""
+CHUNK = 512
+"""Rows of logits at a time."""
 CACHED = 24576
 """Tokens that all rows of the engine may hold together."""
 SETTINGS = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_p"})
@@ -118,7 +120,7 @@ class PackedLM(HFLM):
         logp, likeliest = [], []
         for h, ids in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True):
             logits = torch.nn.functional.linear(h, head.weight, head.bias).float()
-            logp.append(logits.gather(1, ids[:, None]).squeeze(1) - logits.logsumexp(1))
+            logp.append(logits.log_softmax(1).gather(1, ids[:, None]).squeeze(1))  # as lm-eval: logsumexp differs by 1e-5 a token
             likeliest.append(logits.argmax(1) == ids)
         return torch.cat(logp), torch.cat(likeliest)
 

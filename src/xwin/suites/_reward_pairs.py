@@ -14,6 +14,8 @@ from xwin.suites.base import Row
 
 MATCHED = 0.1
 """Two answers are of one length when they differ by at most this share of the longer one, in characters."""
+MATCHING = "rm_length_matched"
+"""Accuracy over pairs of one length; it needs two prompts, since one says nothing of the spread."""
 BINS = 10
 """Of the calibration error, equally wide."""
 
@@ -59,13 +61,14 @@ def accuracy_rows(model: str, name: str, pairs: Sequence[Pair]) -> list[Row]:
     measured = {
         "rm_accuracy": (pairs, [p.right for p in pairs]),
         "longer_wins": (pairs, [p.longer for p in pairs]),
-        "rm_length_matched": (matched, [p.right for p in matched]),
+        MATCHING: (matched, [p.right for p in matched]),
     }
     rows = []
     for metric, (chosen, values) in measured.items():
         by_prompt = _by_prompt(chosen, values)
         note = f"{len(chosen)} pairs of {len(by_prompt)} prompts"
-        rows += [Row.of(model, _named(metric, name), mean_interval(by_prompt, bounds=(0.0, 1.0)), note=note)] if chosen else []
+        if metric != MATCHING or len(by_prompt) > 1:
+            rows.append(Row.of(model, _named(metric, name), mean_interval(by_prompt, bounds=(0.0, 1.0)), note=note))
     return rows
 
 
