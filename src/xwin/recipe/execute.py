@@ -147,7 +147,8 @@ class _Execution:
         for stage in self.plan.stages:
             root = next((text for field in ROOTS if (text := getattr(stage.spec, field, None)) in models), None)
             if root is not None and stage.status != "skip":
-                load_template(models[root], getattr(stage.spec, "template", stage.inputs[root].template))
+                named = getattr(stage.spec, "template", "model")
+                load_template(models[root], stage.inputs[root].template or "vicuna" if named == "model" else named)
 
 
 def _what_to_lower(stage: PlannedStage) -> str:

@@ -65,7 +65,7 @@ class PackedLM(HFLM):
             model: a language model.
             folder: where its tokenizer lies.
         """
-        super().__init__(pretrained=model.network, tokenizer=AutoTokenizer.from_pretrained(folder), backend="causal")
+        super().__init__(pretrained=model.network, tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=False), backend="causal")
         self.packed = model
         self.stream = sys.__stderr__
         """Where progress is shown, whatever stderr is while lm-eval is at work."""
