@@ -69,8 +69,11 @@ class Learner:
         """
         objective, optimizer = self._training()
         metrics = self._backward(objective, [b.to(self.world.device) for b in batches])
-        norm = nn.utils.clip_grad_norm_(self._trained(), self.optim.max_norm)
+        trained = list(self._trained())
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         self._require_finite(norm, metrics["loss"], batches)
+        if norm > self.optim.max_norm:
+            nn.utils.clip_grads_with_norm_(trained, self.optim.max_norm, norm)
         rate = self.optim.rate(self.steps_done, self.total)
         for group in optimizer.param_groups:
             group["lr"] = rate

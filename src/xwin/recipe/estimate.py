@@ -31,10 +31,10 @@ from xwin.recipe._machines import Machine
 from xwin.recipe._networks import NetworkShape
 from xwin.stages._work import Amount, Answers, Use
 
-CHUNK = 2**23
+CHUNK = 7 * 2**20
 """Logits at a time: ops.CHUNK, which would bring torch here; a test compares them."""
 
-WIDER = 3
+WIDER = 2
 """Times as many in the backward pass: ops.WIDER."""
 
 ALIVE_DRAWN = 5.0
