@@ -26,7 +26,7 @@ def pairs(split: str, each: int) -> list[Pair]:
 
 def count(quick: bool) -> int:  # noqa: FBT001 - the one setting of every side
     """Optimizer steps."""
-    return 3 if quick else 7
+    return 3 if quick else 5
 
 
 def cuts_of(rows: Sequence[Pair], total: int) -> list[range]:

@@ -40,7 +40,7 @@ def samples(split: str, each: int) -> list[Any]:
 
 def count(quick: bool) -> int:  # noqa: FBT001 - the one setting of every side
     """Optimizer steps."""
-    return 3 if quick else 7
+    return 3 if quick else 5
 
 
 def held_out_loss(network: Any) -> dict[str, float]:
