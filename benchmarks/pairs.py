@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.smollm2 import STEP, folder, lines, steps
@@ -39,4 +40,4 @@ def batches_of(rows: Sequence[Pair], cuts: Sequence[range]) -> Iterator[tuple[li
     from xwin.data.batch import pack
 
     for cut in cuts:
-        yield pack([sample for i in cut for sample in rows[i]], tokens=STEP, share=True), len(cut)
+        yield pack([replace(s, columns={"margin": 0.0}) for i in cut for s in rows[i]], tokens=STEP, share=True), len(cut)

@@ -185,9 +185,12 @@ class StageDirectory:
             check_seal(self.folder / path, expected)
 
     def tidy(self) -> None:
-        """Removes the checkpoints of a published stage."""
+        """Removes what a published stage no longer needs: its checkpoints, and drafts of files that a killed attempt did not finish."""
         if self.checkpoints.exists():
             shutil.rmtree(self.checkpoints)
+        for draft in self.folder.glob(".*.tmp"):
+            if draft.is_file():
+                draft.unlink()
 
     def _archive(self, record: StageRecord | None) -> None:
         """Moves the folder to `.old`; one that lay there with the same fingerprint goes."""
