@@ -12,8 +12,8 @@ from .pins import MEAN, POINT, STAGES, STEPS, Trajectory, moved, residuals, traj
 SAME = [
     *((name, {}) for name in STAGES),
     pytest.param("sft", {"tokens_per_batch": 128, "recompute": True}, marks=pytest.mark.slow),
-    pytest.param("reward_model", {"tokens_per_batch": 192, "recompute": True}, marks=pytest.mark.slow),
-    pytest.param("dpo", {"tokens_per_batch": 192}, marks=pytest.mark.slow),
+    pytest.param("reward_model", {"tokens_per_batch": 256, "recompute": True}, marks=pytest.mark.slow),
+    pytest.param("dpo", {"tokens_per_batch": 256}, marks=pytest.mark.slow),
     pytest.param("ppo", {"tokens_per_batch": 128}, marks=pytest.mark.slow),
     pytest.param("grpo", {"tokens_per_batch": 128}, marks=pytest.mark.slow),
 ]
