@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +22,7 @@ from xwin.run.storage import storage_errors
 from xwin.scorers._outcome import ScorerError, complete, has_failed
 from xwin.scorers.base import Scorer, ScorerKind
 from xwin.scorers.reward_model import TOKENS as SCORED
-from xwin.stages._work import Answers, Phase, Use
+from xwin.stages._work import Amount, Answers, Phase, Use
 from xwin.stages.base import Stage
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ class Asking(Stage):
         rows = self.engine.rows if isinstance(self.engine, Local) else 0
         answers = Answers(self.prompts, n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit)
         return Phase((Use("engine", self.policy),), answers, SCORED, (self.scorer,))
+
+    def made(self, amount: Callable[[str], Amount | None], each: int, *, sides: int = 1) -> Amount | None:
+        """At most `each` rows of every prompt, with `sides` answers a row: what `gives` says."""
+        asked = amount(self.prompts)
+        if asked is None:
+            return None
+        rows = min(asked.rows, self.limit or asked.rows) * each
+        return replace(asked, rows=rows, answer=sides * self.sampling.max_tokens, sides=sides, known=False)
 
     def ask(self, ctx: Context, n: int) -> list[Group]:
         """n judged answers to each prompt.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge
@@ -40,11 +39,7 @@ class BestOfN(Asking):
         return (self.asking(self.n),)
 
     def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
-        asked = amount(self.prompts)
-        if asked is None:
-            return None
-        rows = min(asked.rows, self.limit or asked.rows) * min(self.most, self.n)
-        return replace(asked, rows=rows, answer=self.sampling.max_tokens, known=False)
+        return self.made(amount, min(self.most, self.n))
 
     def run(self, ctx: Context) -> None:
         groups = self.ask(ctx, self.n)

@@ -38,10 +38,7 @@ class Labels(Asking):
         return (self.asking(self.n),)
 
     def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
-        asked = amount(self.prompts)
-        if asked is None:
-            return None
-        return replace(asked, rows=min(asked.rows, self.limit or asked.rows) * self.n, answer=self.sampling.max_tokens, known=False)
+        return self.made(amount, self.n)
 
     def run(self, ctx: Context) -> None:
         groups = self.ask(ctx, self.n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge
@@ -43,11 +42,7 @@ class Pairs(Asking):
         return (self.asking(self.n),)
 
     def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
-        asked = amount(self.prompts)
-        if asked is None:
-            return None
-        rows = min(asked.rows, self.limit or asked.rows) * min(self.most, self.n // 2)
-        return replace(asked, rows=rows, answer=2 * self.sampling.max_tokens, sides=2, known=False)
+        return self.made(amount, min(self.most, self.n // 2), sides=2)
 
     def run(self, ctx: Context) -> None:
         groups = self.ask(ctx, self.n)
