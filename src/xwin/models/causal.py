@@ -85,20 +85,20 @@ class PackedModel(nn.Module):
         hidden = self.hidden(batch)
         logp = entropy = value = score = uniform = None
         rows = batch.mask.nonzero().squeeze(1)
-        before = hidden[batch.source[rows]]
+        before, blank = hidden[batch.source[rows]], torch.zeros_like(hidden[:, 0])
         if reads & {"logp", "entropy", "uniform"}:
             head, tokens = self.output, batch.tokens[rows]
             said, spread = token_logp(
                 before, head.weight, head.bias, tokens, temperature=batch.temperature, entropy="entropy" in reads, dtype=self.dtype
             )
-            logp = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, said)
+            logp = blank.index_copy(0, rows, said)
             if spread is not None:
-                entropy = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, spread)
+                entropy = blank.index_copy(0, rows, spread)
             if "uniform" in reads:
                 mean = uniform_logp(said, before, head.weight, head.bias, tokens, temperature=batch.temperature)
-                uniform = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, mean)
+                uniform = blank.index_copy(0, rows, mean)
         if "value" in reads:
-            value = torch.zeros_like(hidden[:, 0]).index_copy(0, rows, self._scalar(before))
+            value = blank.index_copy(0, rows, self._scalar(before))
         if "score" in reads:
             score = self._scalar(hidden[batch.last])
         return Outputs(logp, entropy, value, score, uniform)

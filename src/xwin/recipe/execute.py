@@ -148,7 +148,7 @@ class _Execution:
             root = next((text for field in ROOTS if (text := getattr(stage.spec, field, None)) in models), None)
             if root is not None and stage.status != "skip":
                 named = getattr(stage.spec, "template", "model")
-                load_template(models[root], stage.inputs[root].template or "vicuna" if named == "model" else named)
+                load_template(models[root], (stage.inputs[root].template or "vicuna") if named == "model" else named)
 
 
 def _what_to_lower(stage: PlannedStage) -> str:

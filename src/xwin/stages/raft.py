@@ -167,7 +167,8 @@ class Raft(Training):
         """
         writer.engine.load(policy.weights())
         groups = sample(ctx, writer.engine, writer.template, asked, self.sampling, self.n, part=f"{CHECKPOINTS}/round-{number:03d}")
-        groups = judged(groups, ctx.scorer(self.scorer, self.init))
+        assert writer.scorer is not None
+        groups = judged(groups, writer.scorer)
         _require_scored(groups, f"{ctx.name}, round {number}")
         memory.trim()
         return Round(number, groups, [chosen(group, above=self.above, most=self.most) for group in groups])
