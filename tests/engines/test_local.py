@@ -197,7 +197,7 @@ def test_the_engine_counts_what_it_wrote(tiny_folder: Path) -> None:
 @pytest.fixture(params=["llama", "qwen3", "qwen2", "mistral window", "gpt-neox"])
 def other_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A random network of another architecture: with norms of heads, with biases, with a sliding window, and one that is no Llama at all."""
-    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     shared = sizes | {"num_key_value_heads": 2, "max_position_embeddings": 256}
     config: Any = {
         "llama": lambda: LlamaConfig(**shared, attention_bias=True),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,13 +177,13 @@ def test_a_batcher_beyond_the_context_is_refused(model: LocalEngine) -> None:
 
 def test_logits_that_are_not_finite_end_one_answer_alone(tmp_path: Path) -> None:
     """The embedding of one token is broken: the answer that reads it ends with "error"; the request that gets its row next does not notice."""
-    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
     AutoModelForCausalLM.from_config(LlamaConfig(**sizes, max_position_embeddings=64, tie_word_embeddings=False)).save_pretrained(tmp_path / "m")
     mine = engine(tmp_path / "m", stop=(298,))
     given = {"a": (5, 6), "c": (7,), "bad": (8, 9, 299, 5), "next": (3,)}
     asked = {name: Request(name, Prompt(name, tokens), Sampling(max_tokens=9, top_k=9), 0) for name, tokens in given.items()}
     with torch.no_grad():
-        mine.model.network.get_input_embeddings().weight[299] = torch.nan
+        mine.model.network.get_parameter("model.embed_tokens.weight")[299] = torch.nan
     batcher, found = decoder(mine, tokens=64), dict[str, list[Token]]()
     for name in ("a", "c", "bad"):
         batcher.add(asked[name])
