@@ -84,14 +84,13 @@ def gathered(model: nn.Module, *, keep: bool) -> Iterator[None]:
         keep: False for a worker that only gives what it has: its parameters stay as they are.
     """
     places = [(m, name, p) for m in model.modules() for name, p in m.named_parameters(recurse=False) if isinstance(p, DTensor)]
-    whole: dict[int, nn.Parameter] = {}  # tied parameters stay tied
-    for *_, p in places:
-        if id(p) not in whole:
-            tensor = p.detach().full_tensor()
-            whole |= {id(p): nn.Parameter(tensor.cpu(), requires_grad=p.requires_grad)} if keep else {}
+    whole: dict[nn.Parameter, nn.Parameter | None] = {}
+    for p in dict.fromkeys(p for *_, p in places):  # tied parameters stay tied
+        tensor = p.detach().full_tensor()
+        whole[p] = nn.Parameter(tensor.cpu(), requires_grad=p.requires_grad) if keep else None
     try:
         for module, name, p in places if keep else ():
-            setattr(module, name, whole[id(p)])
+            setattr(module, name, whole[p])
         yield
     finally:
         for module, name, p in places if keep else ():
