@@ -122,7 +122,7 @@ def published(folder: Path, world: World) -> None:
 
 def torn(folder: Path, world: World) -> str:
     """A checkpoint whose second file was altered: both workers hear of it."""
-    path = next((folder / "torn").iterdir())
+    path = next((folder / "torn").glob("step-*"))
     try:
         checkpoint.load(path, {"policy": CASES["sft"].learner(folder, world).state()}, world)
     except XwinError as error:
