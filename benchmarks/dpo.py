@@ -31,7 +31,7 @@ def held_out_loss(policy: Any) -> dict[str, float]:
     reference = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32)
     losses = []
     with torch.no_grad():
-        for pair in pairs("test", 6):
+        for pair in pairs("test", 4):
             gaps = [_logp(policy, sample) - _logp(reference, sample) for sample in pair]
             losses.append(-torch.nn.functional.logsigmoid(torch.tensor(BETA * (gaps[0] - gaps[1]))).item())
     return {"held_out_loss": sum(losses) / len(losses)}
@@ -108,7 +108,7 @@ def _trl(*, quick: bool, before: bool) -> Measured:
     disable_progress_bars()
     rows = pairs("train", 60)
     cuts = cuts_of(rows, count(quick))
-    rows, each = rows[: cuts[-1].stop], -(-cuts[-1].stop // len(cuts))
+    rows, each = rows[: cuts[-1].stop], len(cuts[0])
     table = Dataset.from_list([_row(chosen, rejected) for chosen, rejected in rows])
     with tempfile.TemporaryDirectory() as out:
         settings = DPOConfig(**trainer_settings(out, each, -1), num_train_epochs=1, max_length=STEP, beta=BETA, precompute_ref_log_probs=before)

@@ -1,9 +1,9 @@
 """A reward model from SmolLM2-135M, every parameter: ours against TRL's RewardTrainer. `python -m benchmarks.reward_model [--json] [--quick]`.
 
 Both sides train on the same tokenised pairs (UltraFeedback, HH helpful, WebGPT, AlpacaEval by GPT-4, in the Vicuna template) with AdamW, fp32
-weights and bf16 autocast, about 2,048 tokens a step, prompts counted with each answer, nothing recomputed, from one and the same new head. The rate
-is of pairs over all steps but the first; `held_out_loss` is the Bradley-Terry loss of the trained weights on pairs of the test split, by plain
-transformers.
+weights and bf16 autocast, the same pairs in each step, about 2,048 tokens, prompts counted with each answer, nothing recomputed, from one and the
+same new head. The rate is of pairs over all steps but the first; `held_out_loss` is the Bradley-Terry loss of the trained weights on pairs of the
+test split, by plain transformers.
 Needs `pip install 'xwin-lm[bench]'` and the rows of ../shared/data (or XWIN_TEST_DATA).
 """
 
@@ -25,7 +25,7 @@ def held_out_loss(network: Any, score: Any) -> dict[str, float]:
     """Mean Bradley-Terry loss of held-out pairs, nats, in fp32, answer by answer."""
     losses = []
     with torch.no_grad():
-        for chosen, rejected in pairs("test", 6):
+        for chosen, rejected in pairs("test", 4):
             said = [score(network(input_ids=torch.tensor(s.tokens)[None]).last_hidden_state[0, -1].float()) for s in (chosen, rejected)]
             losses.append(-torch.nn.functional.logsigmoid(said[0] - said[1]).item())
     return {"held_out_loss": sum(losses) / len(losses)}
@@ -68,7 +68,7 @@ def trl_padded(quick: bool) -> Measured:  # noqa: FBT001 - as above
     disable_progress_bars()
     rows = pairs("train", 60)
     cuts = cuts_of(rows, count(quick))
-    rows, each = rows[: cuts[-1].stop], -(-cuts[-1].stop // len(cuts))
+    rows, each = rows[: cuts[-1].stop], len(cuts[0])
     table = Dataset.from_list([{"chosen_ids": list(c.tokens), "rejected_ids": list(r.tokens)} for c, r in rows])
     network = AutoModelForSequenceClassification.from_pretrained(folder(), num_labels=1, dtype=torch.float32, attn_implementation="sdpa")
     head = ScalarHead.drawn(network.config.hidden_size, HEAD_SEED)

@@ -64,7 +64,7 @@ def main_of(name: str, unit: str, sides: Mapping[str, Callable[[bool], Measured]
     for number in range(1 if asked.quick else asked.rounds):
         for side, found in runs.items():
             found.append(_apart(name, side, quick=asked.quick))
-            print(f"{name} {number + 1} {side}: {found[-1].rate:.0f} {unit}, {found[-1].peak_mb or 0:.0f} MB", file=sys.stderr)
+            print(f"{name} {number + 1} {side}: {found[-1].rate:.3g} {unit}, {found[-1].peak_mb or 0:.0f} MB", file=sys.stderr)
     result = _result(name, unit, runs, packages)
     print(json.dumps(result, indent=None if asked.json else 2))
 
