@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class World:
             fix = f"see that all {size} workers run and that {address} can be reached from each of their machines"
             raise WorkerLost(what, address, fix) from error
         mesh = init_device_mesh(device.type, (size,))
-        host = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu") if backend == "nccl" else mesh
+        host = DeviceMesh.from_group(cast(Any, dist.new_group(backend="gloo")), "cpu") if backend == "nccl" else mesh
         return cls(rank, size, device, mesh, host)
 
     def leave(self) -> None:

@@ -116,9 +116,9 @@ def _flat(batch: Batch) -> _Flat:
     seen = _seen(batch)
     device, lengths = batch.tokens.device, batch.lengths
     keys = torch.tensor([len(s) for s in seen], device=device)
-    ends = (torch.nn.functional.pad(x.cumsum(0), (1, 0)).to(torch.int32) for x in (lengths, keys))
+    queries_end, keys_end = (torch.nn.functional.pad(x.cumsum(0), (1, 0)).to(torch.int32) for x in (lengths, keys))
     places = torch.tensor([t for s in seen for t in s], device=device)
-    return _Flat(*ends, places, (int(lengths.max()), int(keys.max())))
+    return _Flat(queries_end, keys_end, places, (int(lengths.max()), int(keys.max())))
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, flat: _Flat, scale: float, window: int | None) -> Tensor:  # noqa: PLR0917
