@@ -13,6 +13,7 @@ XwinError
 │   ├── CheckpointError      a checkpoint or artefact is truncated, altered or cannot be read
 │   ├── EndpointError        a remote model does not answer, refuses everybody, or answers what cannot be read
 │   ├── StorageError         the disk is full, read-only or not permitted
+│   ├── WorkerLost           a worker died, its machine is gone, or it hangs
 │   └── OutOfMemory          an allocation failed; names the settings to lower
 └── Interrupted              SIGINT (exit 130) or SIGTERM (exit 143), after a checkpoint was written
 """
@@ -142,6 +143,10 @@ class EndpointError(Failure):
 
 class StorageError(Failure):
     """The disk is full, read-only, or permission is missing."""
+
+
+class WorkerLost(Failure):
+    """A worker died, its machine is gone, or it hangs. The group it was of is of no more use; a new one goes on from the last checkpoint."""
 
 
 class OutOfMemory(Failure):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from xwin.data.batch import Batch, Sample, pack
-from xwin.models.attention import PackedPlan
+from xwin.models.attention import PackedPlan, _flat
 
 LENGTHS = [1, 2, 3, 5, 8, 13, 40, 41, 90, 33, 17]
 
@@ -104,3 +105,44 @@ def test_one_plan_serves_layers_with_and_without_a_window() -> None:
     for window in (None, 4, None, 4):
         mine = plan.attend(0, q, k, v, scale=0.3, window=window)
         torch.testing.assert_close(mine, dense(batch, q, k, v, scale=0.3, window=window).float(), atol=1e-6, rtol=1e-5)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, flat: Any, *, scale: float, window: int | None) -> Tensor:
+    """What the kernel of GPUs is documented to compute, segment by segment: its causal mask ends with the last key. [T, H, D]"""
+    out, group = torch.zeros_like(q), q.shape[1] // k.shape[1]
+    for s in range(len(flat.queries) - 1):
+        asks, asked = slice(*flat.queries[s : s + 2].tolist()), flat.seen[slice(*flat.keys[s : s + 2].tolist())]
+        query, (key, value) = q[asks], (x[asked].repeat_interleave(group, 1) for x in (k, v))
+        behind = (torch.arange(len(query)) + len(key) - len(query))[:, None] - torch.arange(len(key))
+        hidden = (behind < 0) | (behind >= (window or len(key)))
+        scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+        out[asks] = torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), value)
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 1, 12])
+@pytest.mark.parametrize("share", [False, True])
+def test_segments_end_to_end_are_what_a_gpu_kernel_needs_to_know(share: bool, window: int | None) -> None:
+    for batch in pack(siblings(), tokens=160, share=share):
+        projected = projections(batch, 4, 2)
+        flat = _flat(batch)
+        found = flash(*(x[0].transpose(0, 1) for x in projected), flat, scale=0.3, window=window)
+        expected = PackedPlan(batch).attend(0, *projected, scale=0.3, window=window)[0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert flat.longest == (int(flat.queries.diff().max()), int(flat.keys.diff().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("share", [False, True])
+def test_the_kernel_of_gpus_says_what_plain_softmax_says_gradients_too(share: bool, window: int | None) -> None:
+    for batch in pack(siblings(), tokens=160, share=share):
+        ends = []
+        for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+            leaves = [x.bfloat16().to(device, dtype).requires_grad_() for x in projections(batch, 4, 2)]
+            out = PackedPlan(batch.to(torch.device(device))).attend(0, *leaves, scale=0.3, window=window)
+            above = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+            ends.append([x.float().cpu() for x in (out, *torch.autograd.grad(out, leaves, above))])
+        for expected, found in zip(*ends, strict=True):
+            assert (found - expected).norm() <= 2e-2 * expected.norm()

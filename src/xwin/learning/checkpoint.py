@@ -3,7 +3,7 @@
     checkpoints/
       latest                  the name of the newest one; replaced last
       step-000400/
-        shard-...safetensors  the tensors, by torch's distributed checkpoint (DCP): may be loaded at another world size
+        shard-...safetensors  the tensors, one file of each worker, by torch's distributed checkpoint (DCP): another number of workers can load it
         state.json            everything that is not a tensor, and how the tensors nest
         DIGESTS               sha256 of each file, as `sha256sum -c DIGESTS` reads it
 
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -29,6 +30,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from xwin.distributed.shard import local
+from xwin.distributed.world import World
 from xwin.errors import CheckpointError
 from xwin.learning._trees import Fit, Tree, encoded, pour
 from xwin.models.weights import require_finite
@@ -40,18 +43,29 @@ _NAME = re.compile(r"step-(\d{6,})")
 _DIGESTS = "DIGESTS"
 _STATE = "state.json"
 _LATEST = "latest"
+_ALONE = World(0, 1, torch.device("cpu"))
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[str, Json], *, keep: int = 1, reach: int = 0) -> Path:
+def save(  # noqa: PLR0913 - what is saved, and what stays beside it
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tree],
+    state: Mapping[str, Json],
+    *,
+    keep: int = 1,
+    reach: int = 0,
+    world: World = _ALONE,
+) -> Path:
     """Writes the checkpoint of a step; then removes those after it and all but the newest `keep`, and what `reach` needs.
 
     Args:
-        folder: holds the checkpoints of one stage; made if missing. Only one process may write it.
+        folder: holds the checkpoints of one stage; made if missing. Only one process, or the workers of one world, may write it.
         step: optimizer steps done.
-        tensors: name -> state dict. Nested; leaves are tensors, numbers, text, None.
-        state: anything else, as JSON.
+        tensors: name -> state dict. Nested; leaves are tensors, numbers, text, None. Of several workers, each has its part of some tensors.
+        state: anything else, as JSON; that of the first worker is written.
         keep: how many to keep, this one included, at least 1.
         reach: also keep at most two others, so that from now on there always is one that lies this many steps back, or the first of all.
+        world: of the learners. Every worker calls this; each writes its part, and the first the rest.
 
     Returns:
         The folder of this checkpoint.
@@ -65,15 +79,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[st
         raise ValueError(f"keep must be at least 1, not {keep}")
     path = folder / f"step-{step:06d}"
     part = path.with_name(f"{path.name}.tmp")
-    with storage_errors(path):
-        try:
+    try:
+        _fill(part, step, tensors, state, world)
+        with world.together(), storage_errors(path):
+            if world.rank == 0:
+                _commit(part, path)
+                _retire(folder, step, keep, reach)
+    finally:
+        if world.rank == 0:
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            _fill(part, step, tensors, state)
-            _commit(part, path)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        _retire(folder, step, keep, reach)
     return path
 
 
@@ -115,13 +129,15 @@ def before(folder: Path, step: int) -> Path:
     return found[-1]
 
 
-def load(path: Path, into: MutableMapping[str, Tree]) -> dict[str, Json]:
+def load(path: Path, into: MutableMapping[str, Tree], world: World = _ALONE) -> dict[str, Json]:
     """Reads a checkpoint into the state dicts of the objects that were saved; everything is checked before anything is changed.
 
     Args:
         path: what `save` or `latest` returned.
         into: as nested as what was saved. Tensors are filled in place, numbers and text are replaced, and an empty mapping or list
-            takes what was saved there (an optimizer has no moments before its first step); those tensors are made on the CPU.
+            takes what was saved there (an optimizer has no moments before its first step); those tensors are made on the CPU. Of several
+            workers, each reads its part, whatever their number was when it was saved.
+        world: of the learners. Every worker calls this.
 
     Returns:
         The `state` that was saved.
@@ -129,7 +145,7 @@ def load(path: Path, into: MutableMapping[str, Tree]) -> dict[str, Json]:
     Raises:
         CheckpointError: a file is missing, cut short or altered, or holds tensors of other names, shapes or types than `into`.
     """
-    verify(path)
+    verify(path, world)
     saved = json.loads((path / _STATE).read_text(encoding="utf-8"))
     fit = Fit()
     tree = fit.node(saved["tensors"], into, "")
@@ -156,40 +172,52 @@ def states(folder: Path) -> list[dict[str, Json]]:
     return found
 
 
-def verify(path: Path) -> None:
-    """Compares every file of a checkpoint with its digest, without opening it in any other way.
+def verify(path: Path, world: World = _ALONE) -> None:
+    """Compares every file of a checkpoint with its digest, without opening it in any other way. Of several workers, each takes some of them.
 
     Raises:
         CheckpointError: names the file that is missing, cut short, altered or not of this checkpoint, and what to do.
     """
-    listed = _listed(path)
-    for name, digest in listed.items():
-        file = path / name
-        if not file.is_file():
-            raise _broken("is missing", file, path)
-        try:
-            found = digest_file(file)
-        except OSError as error:
-            raise _broken(f"cannot be read: {error.strerror}", file, path) from error
-        if found != digest:
-            raise _broken("is cut short or was altered: its digest is not the one that was written", file, path)
-    for file in sorted(path.iterdir()):
-        if file.name not in {*listed, _DIGESTS}:
-            raise _broken(f"is not listed in {_DIGESTS}, so it is not of this checkpoint", file, path)
+    with world.together():
+        listed = _listed(path)
+        for name in list(listed)[world.rank :: world.size]:
+            _require_digest(path / name, listed[name], path)
+        for file in sorted(path.iterdir()):
+            if file.name not in {*listed, _DIGESTS}:
+                raise _broken(f"is not listed in {_DIGESTS}, so it is not of this checkpoint", file, path)
 
 
-def _fill(part: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[str, Json]) -> None:
+def _require_digest(file: Path, digest: str, path: Path) -> None:
+    if not file.is_file():
+        raise _broken("is missing", file, path)
+    try:
+        found = digest_file(file)
+    except OSError as error:
+        raise _broken(f"cannot be read: {error.strerror}", file, path) from error
+    if found != digest:
+        raise _broken("is cut short or was altered: its digest is not the one that was written", file, path)
+
+
+def _fill(part: Path, step: int, tensors: Mapping[str, Tree], state: Mapping[str, Json], world: World) -> None:
     """Everything of a checkpoint, on the disk when this returns."""
     flat: dict[str, Tensor] = {}
     record = {"step": step, "tensors": encoded(tensors, "", flat), "state": state}
-    require_finite(flat, part)
-    _write(part, _apart(flat))
-    (part / _STATE).write_text(json.dumps(record), encoding="utf-8")
-    digests = {file.name: digest_file(file) for file in sorted(part.iterdir())}
-    (part / _DIGESTS).write_text(_digest_lines(digests), encoding="utf-8")
-    for file in part.iterdir():
-        sync(file)
-    sync(part)
+    with world.together(), storage_errors(part):
+        require_finite({name: local(tensor) for name, tensor in flat.items()}, part)
+        if world.rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            (part / _STATE).write_text(json.dumps(record), encoding="utf-8")
+    with storage_errors(part):
+        _write(part, _apart(flat), world)
+    digests: dict[str, str] = {}
+    for listed in world.gather(_synced(part, world)):
+        digests |= listed
+    with world.together(), storage_errors(part):
+        if world.rank == 0:
+            (part / _DIGESTS).write_text(_digest_lines(dict(sorted(digests.items()))), encoding="utf-8")
+            sync(part / _DIGESTS)
+            sync(part)
 
 
 def _commit(part: Path, path: Path) -> None:
@@ -275,21 +303,32 @@ def _broken(what: str, where: Path, checkpoint: Path) -> CheckpointError:
     return CheckpointError(what, str(where), fix)
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """This worker's part of the tensors; what all of them have alike is written by one."""
     if not tensors:
         return
     writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _alone():
-        dcp_save(tensors, storage_writer=writer, planner=planner, no_dist=True)
+    group = world.host.get_group() if world.host is not None else None
+    with _plainly():
+        dcp_save(tensors, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
+
+
+def _synced(path: Path, world: World) -> dict[str, str]:
+    """File name -> digest of those that fall to this worker, all of them safe on the disk."""
+    with world.together(), storage_errors(path):
+        files = sorted(path.iterdir())[world.rank :: world.size]
+        for file in files:
+            sync(file)
+        return {file.name: digest_file(file) for file in files}
 
 
 def _read(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fills the tensors in place."""
+    """Fills the tensors in place. Workers need not wait for each other: each reads the rows that it has."""
     if not tensors:
         return
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _alone():
+    with _plainly():
         dcp_load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), planner=planner, no_dist=True)
 
 
@@ -299,15 +338,15 @@ def _apart(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for name, tensor in flat.items():
         tensor = tensor.contiguous()
-        home = tensor.untyped_storage().data_ptr()
+        home = local(tensor).untyped_storage().data_ptr()
         out[name] = tensor.clone() if home in seen else tensor
         seen.add(home)
     return out
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Around DCP in one process: no warning that it is one, and the error itself instead of DCP's wrapper.
+def _plainly() -> Iterator[None]:
+    """Around DCP: no warning that one process is alone, and the error itself instead of DCP's wrapper.
 
     DCP catches everything, also KeyboardInterrupt, and raises a CheckpointException that is no Exception.
     """

@@ -1,9 +1,14 @@
-"""Learner: one model, one optimizer, one objective. The verbs every algorithm shares: forward, step, publish, save, load."""
+"""Learner: one model, one optimizer, one objective. The verbs every algorithm shares: forward, step, publish, save, load.
+
+In a world of several workers each has a Learner, which holds its part of one model. All call the same verbs at the same time, each with its own
+share of the batches (`distributed.deal`), and all get the same metrics and raise the same errors.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from xwin.data.batch import Batch, Outputs
+from xwin.distributed.shard import full, gathered, joined, shard, split
 from xwin.distributed.world import World
-from xwin.errors import StepRefused, TrainingStopped
+from xwin.errors import ModelError, StepRefused, TrainingStopped
 from xwin.learning.optim import Optim, moments
 from xwin.models import causal
 from xwin.models.adapters import adapters_off
+from xwin.models.bitsandbytes import is_quantized
 from xwin.models.causal import PackedModel
+from xwin.models.recompute import layers
 from xwin.models.weights import Weights
 from xwin.objectives.base import Objective
 from xwin.run.events import Count, Max, Mean, Measure, merged
@@ -36,7 +44,7 @@ class Learner:
     """One model in training, or frozen when it has no objective.
 
     Args:
-        model: what computes.
+        model: what computes; whole and alike on every worker, it leaves each its part.
         folder: Hugging Face folder it came from; its tokenizer goes along when it is published.
         world: where this worker stands.
         objective: None = frozen: only forward may be called.
@@ -53,7 +61,12 @@ class Learner:
     steps_done: int = 0
 
     def __post_init__(self) -> None:
-        self.model.to(self.world.device)
+        if self.world.size == 1:
+            self.model.to(self.world.device)
+        else:
+            _require_shardable(self.model, self.optim)
+            shard(self.model, layers(self.model.network), self.world, dtype=self.model.dtype)
+            self.model.masters = split(self.model.masters, self.world)
         self.optimizer = self.optim.build(self.model.parameters()) if self.objective else None
 
     @torch.no_grad()
@@ -62,7 +75,13 @@ class Learner:
         return [self.model(batch.to(self.world.device), reads) for batch in batches]
 
     def step(self, batches: Sequence[Batch]) -> dict[str, Measure]:
-        """One optimizer step. But for rounding, the gradient does not depend on how `batches` is split, packed or dealt to ranks.
+        """One optimizer step. But for rounding, the gradient does not depend on how `batches` is split, packed or dealt to workers.
+
+        Args:
+            batches: this worker's share: as many as every other worker has, one of them perhaps empty.
+
+        Returns:
+            What is measured over the shares of all workers.
 
         Raises:
             StepRefused: loss or gradient is not finite, or nothing is trained; raised before the parameters move.
@@ -70,7 +89,7 @@ class Learner:
         objective, optimizer = self._training()
         metrics = self._backward(objective, [b.to(self.world.device) for b in batches])
         trained = list(self._trained())
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = full(nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]))
         self._require_finite(norm, metrics["loss"], batches)
         if norm > self.optim.max_norm:
             nn.utils.clip_grads_with_norm_(trained, self.optim.max_norm, norm)
@@ -80,16 +99,15 @@ class Learner:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
-        tokens = sum(len(b) for b in batches)
-        return metrics | {"grad_norm": Max(float(norm)), "lr": Max(rate), "tokens": Count(tokens)}
+        return metrics | {"grad_norm": Max(float(norm)), "lr": Max(rate)}
 
     def _backward(self, objective: Objective, batches: Sequence[Batch]) -> dict[str, Measure]:
-        """Adds the gradient of all batches, each divided by the one global count; returns loss and stats."""
+        """Adds the gradient of all batches, each divided by the one global count; returns loss and stats, and how many tokens there were."""
         weights = [objective.weigh(b) for b in batches]
         count = self.world.sum(torch.stack([w.count for w in weights]).sum())
         if not count:
             what, fix = "no token of the step is trained", "check masks and data"
-            raise StepRefused(what, f"step {self.steps_done}", fix, metric="tokens", value=0.0, samples=_names(batches))
+            raise StepRefused(what, f"step {self.steps_done}", fix, metric="tokens", value=0.0, samples=self._everywhere(_names(batches)))
         metrics: dict[str, Measure] = {}
         for batch, w in zip(batches, weights, strict=True):
             loss = objective.loss(batch, self.model(batch, objective.reads))
@@ -97,11 +115,11 @@ class Learner:
             total = (values * w.weight).sum()
             (total / count).backward()
             metrics = merged(metrics, {"loss": Mean(float(total.detach()), float(w.count)), **loss.stats})
-        return metrics
+        return self._summed(metrics | {"tokens": Count(sum(len(b) for b in batches if any(b.ids)))})
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, Measure]:
-        """Loss and stats of the objective on held-out batches; nothing moves."""
+        """Loss and stats of the objective on held-out batches, over the shares of all workers; nothing moves."""
         objective, _ = self._training()
         metrics: dict[str, Measure] = {}
         for batch in (b.to(self.world.device) for b in batches):
@@ -109,23 +127,57 @@ class Learner:
             loss = objective.loss(batch, self.model(batch, objective.reads))
             total = float((loss.values.masked_fill(w.weight == 0, 0.0) * w.weight).sum())
             metrics = merged(metrics, {"loss": Mean(total, float(w.count)), **loss.stats})
-        return metrics
+        return self._summed(metrics)
 
     def weights(self) -> Weights:
-        """The policy as it is now, for an engine in this process; adapters merged."""
-        return Weights(self.steps_done, tensors=self.model.plain())
+        """The policy as it is now, for an engine in this process; adapters merged. Of several workers, each has all of it."""
+        with self._whole(keep=True):
+            return Weights(self.steps_done, tensors=self.model.plain())
 
     def publish(self, to: Path) -> None:
-        """Writes a plain Hugging Face folder: safetensors in fp32, adapters merged, tokenizer beside it."""
-        causal.save(self.model, self.folder, to)
+        """Writes a plain Hugging Face folder: safetensors in fp32, adapters merged, tokenizer beside it. Of several workers, the first writes.
+
+        Raises:
+            StorageError: the disk is full, read-only, or permission is missing.
+            TrainingStopped: a number is not finite.
+        """
+        first = self.world.rank == 0
+        with self._whole(keep=first), self.world.together():
+            if first:
+                causal.save(self.model, self.folder, to)
 
     def state(self) -> dict[str, Any]:
-        """Trained parameters and optimizer state as nested tensors: what a checkpoint holds and fills again in place."""
+        """Trained parameters and optimizer state as nested tensors: what a checkpoint holds and fills again in place.
+
+        Of several workers, each has its part (DTensors); `learning.checkpoint` knows how to save them and load them into another number.
+        """
         _, optimizer = self._training()
         names = {id(p): name for name, p in self.model.named_parameters()}
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         return {"parameters": parameters, "moments": {names[id(p)]: moments(optimizer, p) for p in trained}}
+
+    @contextmanager
+    def _whole(self, *, keep: bool) -> Iterator[None]:
+        """Inside, workers that keep it hold the whole model, which they can write and not compute with."""
+        parts = self.model.masters
+        with gathered(self.model, keep=keep):
+            self.model.masters = joined(parts, keep=keep)
+            try:
+                yield
+            finally:
+                self.model.masters = parts
+
+    def _summed(self, mine: Mapping[str, Measure]) -> dict[str, Measure]:
+        """Metrics over all workers."""
+        metrics: dict[str, Measure] = {}
+        for one in self.world.gather(mine):
+            metrics = merged(metrics, one)
+        return metrics
+
+    def _everywhere(self, names: Sequence[str]) -> list[str]:
+        """The names that all workers have."""
+        return [name for found in self.world.gather(names) for name in found]
 
     def _training(self) -> tuple[Objective, torch.optim.Optimizer]:
         if self.objective is None or self.optimizer is None:
@@ -139,7 +191,7 @@ class Learner:
         if math.isfinite(float(norm)) and math.isfinite(loss.value):
             return
         self._training()[1].zero_grad(set_to_none=True)
-        names = self._guilty(batches) or _names(batches)
+        names = self._everywhere(self._guilty(batches)) or self._everywhere(_names(batches))
         metric, value = ("grad_norm", float(norm)) if math.isfinite(loss.value) else ("loss", loss.value)
         raise StepRefused(
             f"loss {loss.value:.4g} or gradient norm {float(norm):.4g} is not finite; stopped before the update",
@@ -165,6 +217,13 @@ class Learner:
 
 LARGEST_PART = 1e30
 """Of a step's loss in one unit of it, nats times weight: fp32 ends at 3.4e38, and squares of gradients are added."""
+
+
+def _require_shardable(model: PackedModel, optim: Optim) -> None:
+    if any(map(is_quantized, model.modules())):
+        raise ModelError("4-bit weights cannot be dealt to several workers", "tune.quantize", "remove it, or set workers to 1")
+    if optim.moments != "float32":
+        raise ModelError("moments of 8 bits cannot be dealt to several workers", "optim.moments", "set it to float32, or workers to 1")
 
 
 def _names(batches: Sequence[Batch]) -> list[str]:

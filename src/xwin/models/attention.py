@@ -69,6 +69,20 @@ class _Bucket:
     """[n] the index of each of them in the batch."""
 
 
+@dataclass(frozen=True)
+class _Flat:
+    """All segments end to end, as the kernels of GPUs read them: a segment's tokens ask, its ancestors' and its own are asked."""
+
+    queries: Tensor
+    """[S + 1] int32, where each segment's queries start in the batch, and its end."""
+    keys: Tensor
+    """[S + 1] int32, the same in `seen`."""
+    seen: Tensor
+    """[K] index of each key token."""
+    longest: tuple[int, int]
+    """Queries and keys of one segment, at most."""
+
+
 @dataclass
 class PackedPlan:
     """Block-diagonal causal attention of a Batch: a token sees its own segment up to itself, and all of its segment's ancestors.
@@ -77,16 +91,45 @@ class PackedPlan:
     """
 
     batch: Batch
+    _flat: list[_Flat] = field(default_factory=list)
     _buckets: dict[tuple[int | None, torch.dtype], list[_Bucket]] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
         """See Plan; B is 1 and L is the batch's T."""
+        if query.is_cuda and value.dtype in HALF:
+            if not self._flat:
+                self._flat.append(_flat(self.batch))
+            return _varlen(query, key, value, self._flat[0], scale, window)
         buckets = self._buckets.get((window, value.dtype))
         if buckets is None:
             buckets = self._buckets[window, value.dtype] = _buckets(self.batch, window, value.dtype)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out: Tensor = _attended(q, k, v, buckets, scale) if q.is_cuda else _Attention.apply(q, k, v, buckets, scale)  # type: ignore[assignment]
         return out[None]
+
+
+HALF = (torch.bfloat16, torch.float16)
+"""What the kernel for segments of any length computes in."""
+
+
+def _flat(batch: Batch) -> _Flat:
+    seen = _seen(batch)
+    device, lengths = batch.tokens.device, batch.lengths
+    keys = torch.tensor([len(s) for s in seen], device=device)
+    queries_end, keys_end = (torch.nn.functional.pad(x.cumsum(0), (1, 0)).to(torch.int32) for x in (lengths, keys))
+    places = torch.tensor([t for s in seen for t in s], device=device)
+    return _Flat(queries_end, keys_end, places, (int(lengths.max()), int(keys.max())))
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, flat: _Flat, scale: float, window: int | None) -> Tensor:  # noqa: PLR0917
+    """[1, T, H, D] by FlashAttention (Dao 2023, arXiv:2307.08691), whose causal mask ends with the last key: ancestors are seen whole."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    back = -1 if window is None else window - 1
+    ends, longest = (flat.queries, flat.keys), flat.longest
+    out = varlen_attn(q, k[flat.seen], v[flat.seen], *ends, *longest, scale=scale, window_size=(back, 0), enable_gqa=True)
+    return out[None]  # type: ignore[index] - a tensor, unless more is asked for
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, buckets: Sequence[_Bucket], scale: float) -> Tensor:
@@ -211,17 +254,26 @@ def _slopes(query: Tensor, above: Tensor, key: Tensor, value: Tensor, bias: Tens
     return dq.mul_(scale).permute(0, 3, 1, 2, 4).flatten(2, 3), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
+def _spans(batch: Batch) -> list[range]:
+    """Where the tokens of each segment lie in the batch."""
+    return [range(s, s + n) for s, n in zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)]
+
+
+def _seen(batch: Batch) -> list[list[int]]:
+    """For each segment the index of every token that its last one sees: the ancestors', then its own."""
+    seen: list[list[int]] = []
+    for parent, span in zip(batch.parent.tolist(), _spans(batch), strict=True):
+        seen.append([*(seen[parent] if parent >= 0 else ()), *span])
+    return seen
+
+
 ALONE = 256
 """Tokens. A segment that sees this many is attended to alone: a padded bucket would spend more on what is masked."""
 
 
 def _buckets(batch: Batch, window: int | None, dtype: torch.dtype) -> list[_Bucket]:
     """Segments sorted by the length they see, cut where padding would add more than a quarter."""
-    parents = batch.parent.tolist()
-    spans = [range(s, s + n) for s, n in zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)]
-    seen: list[list[int]] = []
-    for s, span in enumerate(spans):
-        seen.append([*(seen[parents[s]] if parents[s] >= 0 else ()), *span])
+    spans, seen = _spans(batch), _seen(batch)
     order = sorted(range(len(spans)), key=lambda s: (len(seen[s]), s))
     cuts: list[list[int]] = []
     for s in order:

@@ -100,7 +100,7 @@ class PackedModel(nn.Module):
         if "value" in reads:
             value = blank.index_copy(0, rows, self._scalar(before))
         if "score" in reads:
-            score = self._scalar(hidden[batch.last])
+            score = self._scalar(hidden[batch.last]).clone()  # no view leaves a sharded model: written to, it would lose its gradient
         return Outputs(logp, entropy, value, score, uniform)
 
     def _scalar(self, hidden: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ def merged(network: nn.Module, masters: Mapping[str, Tensor]) -> dict[str, Tenso
         out[plain] = masters.get(plain, value)
     for name, module in adapted(network).items():
         delta: Any = module.get_delta_weight  # pyright: ignore[reportAttributeAccessIssue] - every kind of LoRA layer has it
-        out[f"{name}.weight"] = out[f"{name}.weight"] + delta("default").detach().float()
+        plain = out[f"{name}.weight"]  # perhaps a master, which stays on the CPU
+        out[f"{name}.weight"] = plain + delta("default").detach().float().to(plain.device)
     return out
 
 
