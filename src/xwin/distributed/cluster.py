@@ -27,6 +27,9 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 STORE = 256 * 2**20
 """Bytes of shared memory for what is on its way between driver and workers: batches and numbers. Weights do not pass there."""
 
+STARTS = 3
+"""Times that Ray is started on this machine until it works."""
+
 PATIENCE = 60.0
 """Seconds that a cluster has to find room for workers, and to find another machine when it has lost one."""
 
@@ -73,13 +76,19 @@ def connect(address: str) -> None:
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
-    options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE} if address == "local" else {}
-    with _handlers_kept():
+    local = address == "local"
+    options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE} if local else {}
+    for attempt in range(STARTS):
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            fix = "start a cluster: `ray start --head` here, `ray start --address=...` elsewhere"
-            raise UserError(f"Ray cannot be joined: {str(error).splitlines()[0]}", f"ray.address {address}", fix) from error
+            with _handlers_kept():
+                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+            return
+        except Exception as error:  # Ray raises plain ones, too
+            disconnect()
+            if local and attempt + 1 < STARTS:
+                continue  # its parts wait for each other for seconds that are fixed: on a busy machine too few
+            fix = "free the machine of other work" if local else "start a cluster: `ray start --head` here, `ray start --address=...` elsewhere"
+            raise UserError(f"Ray cannot be joined: {_first_line(error)}", f"ray.address {address}", fix) from error
 
 
 def disconnect() -> None:
@@ -153,3 +162,7 @@ def _is_of_ray(process: psutil.Process) -> bool:
         return "ray" in " ".join(process.cmdline()[:3])
     except psutil.Error:
         return False
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

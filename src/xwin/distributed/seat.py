@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from xwin.distributed.world import World
 from xwin.errors import XwinError
@@ -82,9 +82,9 @@ class Seat:
             door.bind(("", 0))
             return f"{host}:{door.getsockname()[1]}"
 
-    def join(self, address: str, backend: str) -> None:
-        """Meets the others."""
-        self._world = World.join(self.rank, self.size, address, backend=backend)
+    def join(self, address: str, backend: Literal["gloo", "nccl"], limit: float) -> Refused | None:
+        """Meets the others; see World.join."""
+        return self._try(lambda: self._meet(World.join(self.rank, self.size, address, backend=backend, limit=limit)))
 
     def hold(self, key: int, make: Callable[[World], Any]) -> Refused | None:
         """Makes an object and keeps it."""
@@ -106,6 +106,9 @@ class Seat:
             return "idle"
         last = traceback.extract_stack(frame)[-1]
         return f"{Path(last.filename).name}:{last.lineno} {last.name}"
+
+    def _meet(self, world: World) -> None:
+        self._world = world
 
     def _try(self, work: Callable[[], Any]) -> Any:
         self._thread = threading.get_ident()

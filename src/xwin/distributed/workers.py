@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from xwin.distributed.cluster import LOOK, PATIENCE, Cluster, connect, disconnect, room, what_computes
 from xwin.distributed.heard import Heard
 from xwin.distributed.seat import Facts, Refused, Seat, package_versions
-from xwin.errors import UserError, WorkerLost
+from xwin.errors import UserError, WorkerLost, XwinError
 
 GRACE = 60.0
 """Seconds that the others have to end what they do when one of them fails."""
@@ -72,7 +73,11 @@ class Workers:
             XwinError: what `make` raises.
         """
         if not self._seats:
-            self._start()
+            try:
+                self._start()
+            except XwinError:
+                self.stop()
+                raise
         self._keys += 1
         self._gather([seat.hold.remote(self._keys, make) for seat in self._seats])
         return self._keys
@@ -122,7 +127,7 @@ class Workers:
 
     def _start(self) -> None:
         """Connects where that has not been done, places the workers, looks at them, and lets them meet."""
-        patience = PATIENCE if self._connected else 0.0
+        patience, self._facts = PATIENCE if self._connected else 0.0, []
         if not self._connected:
             connect(self.cluster.address)
             self._connected = True
@@ -132,7 +137,8 @@ class Workers:
         hosts = self._gather([seat.__ray_call__.remote(_host) for seat in self._seats])
         self._look_at_them(hosts)
         (meeting,) = self._gather([self._seats[0].address.remote(hosts[0])])
-        self._gather([seat.join.remote(meeting, "nccl" if kind == "GPU" else "gloo") for seat in self._seats])
+        backend, limit = "nccl" if kind == "GPU" else "gloo", self.cluster.seconds + GRACE  # we notice first who hangs
+        self._gather([seat.join.remote(meeting, backend, limit) for seat in self._seats])
 
     def _seat(self, rank: int, kind: str) -> Any:
         """A process in its place. On a CPU the workers share the cores."""
@@ -172,9 +178,11 @@ class Workers:
         answers = self._wait(asked)
         self._hear()
         refused = next((answer for answer in answers if isinstance(answer, Refused)), None)
-        if refused is not None:
-            raise refused.error
-        return answers
+        if refused is None:
+            return answers
+        if isinstance(refused.error, WorkerLost):
+            self.stop()
+        raise refused.error
 
     def _wait(self, asked: Sequence[Any]) -> list[Any]:
         """What they answer, an error of ours included.
@@ -241,6 +249,34 @@ class Workers:
     def _hear(self) -> None:
         for line in self._heard.fresh():
             self.say(line)
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere(Mapping[str, Any]):
+    """A mapping that the workers have. Who reads it here fetches all of it from the first of them; who works there need not.
+
+    Args:
+        workers: who have it.
+        key: of the object that it belongs to.
+        what: gives it, of that object; every worker is asked.
+    """
+
+    workers: Workers
+    key: int
+    what: Callable[[Any], Mapping[str, Any] | None]
+
+    @cached_property
+    def _here(self) -> Mapping[str, Any]:
+        return self.workers.do(self.what, self.key)[0]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._here[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._here)
+
+    def __len__(self) -> int:
+        return len(self._here)
 
 
 def require_alike(found: Sequence[Facts], secret: str, folder: Path) -> None:
