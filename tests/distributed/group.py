@@ -1,6 +1,6 @@
-"""Two workers on this machine, and everything that can happen to them: group.py MODEL FOLDER writes what happened to FOLDER/found.json.
+"""Two workers on this machine, and what can happen to them: group.py compute|hang MODEL FOLDER writes what happened to FOLDER/found.json.
 
-One process and one start of Ray for all of it; test_ray_workers.py asks what was found.
+One process and one start of Ray for all of it, which costs seconds; test_ray_workers.py asks what was found.
 """
 
 import contextlib
@@ -95,27 +95,30 @@ def written(engine: Engine) -> list[Any]:
     return sorted([r.prompt_id, r.sample, list(r.completion), list(r.logp), r.finish, r.version] for r in found)
 
 
-def work(workers: Workers, found: dict[str, Any], model: Path) -> None:
-    """Everything in turn."""
+def compute(workers: Workers, found: dict[str, Any], model: Path) -> None:
+    """What workers compute, refuse and fail at; then one is killed, and another group takes over."""
     key = workers.hold(itself)
     found["sum"] = workers.do(total, key, shares=[1.0, 2.0])
     found["threads"] = workers.do(threads, key)
     found["refused"] = raised(lambda: workers.do(refuse, key))
     found["after refusing"] = workers.do(total, key, shares=[1.0, 2.0])
     found["too many"] = raised(lambda: room("CPU", 999, 0.0))
-    compute(workers, found, model)
+    write(workers, found, model)
     found["blunder"] = raised(lambda: workers.do(blunder, key))
-    key = workers.hold(itself)
     found["killed"] = raised(lambda: workers.do(die, key, shares=[False, True]))
+    found["after all"] = workers.do(total, workers.hold(itself), shares=[1.0, 2.0])
+
+
+def hang(workers: Workers, found: dict[str, Any], _: Path) -> None:
+    """One worker sleeps, then one does nothing at all."""
     for name, what in (("asleep", sleep), ("frozen", freeze)):
         key = workers.hold(itself)
         workers.cluster = replace(workers.cluster, seconds=HUNG)
         found[name] = raised(lambda what=what, key=key: workers.do(what, key, shares=[False, True]))
         workers.cluster = replace(workers.cluster, seconds=600.0)
-    found["after all"] = workers.do(total, workers.hold(itself), shares=[1.0, 2.0])
 
 
-def compute(workers: Workers, found: dict[str, Any], model: Path) -> None:
+def write(workers: Workers, found: dict[str, Any], model: Path) -> None:
     """One engine here, one on each worker; and weights that go from learner to engine."""
     alone, both = Local().build(model, (2,), "float32"), Replicas.build(workers, Local(), model, (2,), "float32")
     found["one engine"], found["two engines"] = written(alone), written(both)
@@ -132,14 +135,14 @@ def compute(workers: Workers, found: dict[str, Any], model: Path) -> None:
     found["about"] = [str(about.dtype), about.context, about.adapted, about.heads]
 
 
-def main(model: Path, folder: Path) -> None:
+def main(what: str, model: Path, folder: Path) -> None:
     """Writes found.json."""
     found: dict[str, Any] = {}
     said: list[str] = []
     handler = signal.getsignal(signal.SIGTERM)
     began = time.monotonic()
     with Workers(Cluster(2, folder, seconds=600.0), said.append) as workers:
-        work(workers, found, model)
+        {"compute": compute, "hang": hang}[what](workers, found, model)
         found["handler"] = signal.getsignal(signal.SIGTERM) == handler
         processes = psutil.Process().children(recursive=True)
     found["seconds"] = time.monotonic() - began
@@ -157,4 +160,4 @@ def name_of(process: psutil.Process) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

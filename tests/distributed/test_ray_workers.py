@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,19 @@ Found = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def found(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What happened to two workers."""
-    folder = tmp_path_factory.mktemp("group")
-    command = [sys.executable, str(Path(__file__).with_name("group.py")), str(tiny_folder), str(folder)]
+    """What two workers computed."""
+    return happened("compute", tiny_folder, tmp_path_factory.mktemp("group"))
+
+
+@pytest.fixture(scope="module")
+def hung(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What was said of two workers that hung."""
+    return happened("hang", tiny_folder, tmp_path_factory.mktemp("group"))
+
+
+def happened(what: str, model: Path, folder: Path) -> Found:
+    """See group.py."""
+    command = [sys.executable, str(Path(__file__).with_name("group.py")), what, str(model), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=280)
     assert done.returncode == 0, done.stderr
     assert not done.stdout, "Ray is quiet"
@@ -52,8 +63,9 @@ def test_a_killed_worker_is_named(found: Found) -> None:
     assert error["what"] == "died, or its machine is gone"
 
 
-def test_where_a_worker_hangs_the_message_says_at_which_line_each_is(found: Found) -> None:
-    error = found["asleep"]
+@pytest.mark.slow
+def test_where_a_worker_hangs_the_message_says_at_which_line_each_is(hung: Found) -> None:
+    error = hung["asleep"]
     assert error["type"] == "WorkerLost"
     assert "no answer after 4 s" in error["what"]
     assert "worker 1 is at group.py:" in error["what"]
@@ -62,8 +74,9 @@ def test_where_a_worker_hangs_the_message_says_at_which_line_each_is(found: Foun
     assert "ray.seconds" in error["fix"]
 
 
-def test_a_worker_that_does_not_even_say_where_it_is_is_named_alone(found: Found) -> None:
-    error = found["frozen"]
+@pytest.mark.slow
+def test_a_worker_that_does_not_even_say_where_it_is_is_named_alone(hung: Found) -> None:
+    error = hung["frozen"]
     assert error["where"].startswith("worker 1 (")
     assert "worker 0" not in error["where"]
     assert "worker 0 is at distributed_c10d.py:" in error["what"]
@@ -79,13 +92,20 @@ def test_more_workers_than_the_cluster_has_are_refused_with_what_there_is(found:
     assert f"set workers: {cores}" in found["too many"]["fix"]
 
 
+def same(rows: list[Any], others: list[Any]) -> None:
+    """Equal in everything but the last bits of log-probs: fewer rows at once are added up by other kernels."""
+    for row, other in zip(rows, others, strict=True):
+        assert row[:3] + row[4:] == other[:3] + other[4:]
+        assert row[3] == pytest.approx(other[3], abs=1e-5)
+
+
 def test_answers_do_not_depend_on_the_number_of_engines(found: Found) -> None:
-    assert found["two engines"] == found["one engine"]
+    same(found["two engines"], found["one engine"])
 
 
 def test_engines_take_the_weights_of_the_learner_beside_them(found: Found) -> None:
-    same = [[*row[:-1], 5] for row in found["one engine"]]  # the learner has not moved, its version is another
-    assert found["loaded"] == same
+    assert {row[-1] for row in found["loaded"]} == {5}, "the version of the learner, which has not moved"
+    same([[*row[:-1], 0] for row in found["loaded"]], found["one engine"])
 
 
 def test_weights_that_the_workers_have_can_be_read_here(found: Found) -> None:
@@ -93,12 +113,16 @@ def test_weights_that_the_workers_have_can_be_read_here(found: Found) -> None:
 
 
 def test_a_model_on_workers_says_what_a_stage_asks(found: Found) -> None:
-    assert found["about"] == ["torch.float32", 2048, False, 0]
+    assert found["about"] == ["torch.float32", 1024, False, 0]
 
 
 def test_what_workers_print_is_told_once_with_their_rank(found: Found) -> None:
-    first = found["said"][:5]
-    assert sorted(first[:4]) == ["worker 0: I am 0", "worker 1: I am 1", "workers 0, 1: from a child", "workers 0, 1: here"]
+    told: Counter[tuple[str, str]] = Counter()
+    for line in found["said"]:
+        ranks, _, text = line.removeprefix("workers ").removeprefix("worker ").partition(": ")
+        told.update((rank, text) for rank in ranks.split(", "))
+    groups = 2  # the second one after the first was lost
+    assert told == {(rank, text): groups for rank in ("0", "1") for text in (f"I am {rank}", "here", "from a child")}
 
 
 def test_the_handler_of_signals_stays_ours(found: Found) -> None:

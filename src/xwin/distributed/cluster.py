@@ -82,6 +82,7 @@ def connect(address: str) -> None:
         try:
             with _handlers_kept():
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+            ray._private.worker._worker_logs_enabled = False  # it still would tell stdout of each worker that dies, and so do we
             return
         except Exception as error:  # Ray raises plain ones, too
             disconnect()

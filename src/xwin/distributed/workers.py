@@ -146,7 +146,7 @@ class Workers:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         threads = str(max(1, int(ray.cluster_resources().get("CPU", 1)) // self.size))
-        actor = ray.remote(Seat).options(
+        actor: Any = ray.remote(
             num_cpus=int(kind == "CPU"),
             num_gpus=int(kind == "GPU"),
             max_restarts=0,
@@ -154,7 +154,7 @@ class Workers:
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._placed, placement_group_bundle_index=rank),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
         )
-        return actor.remote(rank, self.size)
+        return actor(Seat).remote(rank, self.size)
 
     def _look_at_them(self, hosts: Sequence[str]) -> None:
         """Asks each worker who it is; from then on it prints to a file.
@@ -203,7 +203,8 @@ class Workers:
             late = time.monotonic() > until
         failed = next((answer for answer in answers.values() if isinstance(answer, Exception)), None)
         if failed is not None:
-            self.stop()
+            if late:
+                self.stop()
             raise failed
         if len(answers) == len(asked):
             return [answers[rank] for rank in range(len(asked))]
