@@ -18,8 +18,9 @@ from .chain import write_recipe
 from .short import SHORT, content_of
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # every run starts Ray and two workers
 
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds that one run may take."""
 
 
@@ -60,9 +61,9 @@ class Run:
         """The processes of the workers."""
         return [p for p in psutil.process_iter(["cmdline"]) if "ray::Seat" in " ".join(p.info["cmdline"] or ()) and p in self._family()]
 
-    def left(self) -> list[str]:
-        """Processes that are still there a moment after the run has ended."""
-        _, alive = psutil.wait_procs(list(self.family), timeout=5)
+    def left(self, patience: float = 5.0) -> list[str]:
+        """Processes that are still there some seconds after the run has ended."""
+        _, alive = psutil.wait_procs(list(self.family), timeout=patience)
         return [p.name() for p in alive]
 
     def _family(self) -> set[psutil.Process]:
@@ -146,20 +147,18 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(star
     assert run.left() == []
 
 
-@pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_and_goes_on_when_it_is_started_again(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     run = again(start, undisturbed, tmp_path, "workers=2")
     run.until(run.reached("sft", 3))
     run.process.send_signal(signal.SIGKILL)
     run.process.wait()
-    assert run.left() == []
+    assert run.left(120.0) == [], "Ray's own agents look for their parent every few seconds"
     more = again(start, undisturbed, tmp_path, "workers=2")
     assert more.wait() == 0, more.said
     assert "going on from step" in more.said
     assert content_of(more.folder) == content_of(undisturbed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_processes_and_another_number_of_workers_goes_on(
     start: Start, undisturbed: Path, tmp_path: Path, number: signal.Signals
@@ -224,7 +223,6 @@ def nodes() -> Iterator[Nodes]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
 def test_a_lost_node_is_survived(start: Start, undisturbed: Path, tmp_path: Path, nodes: Nodes) -> None:
     nodes.add()
     lost = nodes.add()
@@ -239,7 +237,6 @@ def test_a_lost_node_is_survived(start: Start, undisturbed: Path, tmp_path: Path
     assert content_of(run.folder) == content_of(undisturbed)
 
 
-@pytest.mark.slow
 def test_more_workers_than_there_are_and_other_packages_are_told(start: Start, undisturbed: Path, tmp_path: Path, nodes: Nodes) -> None:
     nodes.add()
     few = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}")
@@ -254,7 +251,6 @@ def test_more_workers_than_there_are_and_other_packages_are_told(start: Start, u
     assert "has other packages than this process: safetensors 0.0.1 there" in run.said
 
 
-@pytest.mark.slow
 def test_an_address_where_no_cluster_is_is_told(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     run = again(start, undisturbed, tmp_path, "workers=2", "ray.address=127.0.0.1:1")
     assert run.wait() == 2

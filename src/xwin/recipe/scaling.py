@@ -130,11 +130,12 @@ class Cell:
 
 
 def cell(model: str, method: str, count: int) -> Cell:
-    """One step of SFT of STEP tokens, or one round of PPO, on H100s."""
+    """One step of SFT of STEP tokens, or one round of PPO, on H100s. Every GPU holds a whole engine, as engines/_replicas.py has it."""
     networks, machine, whole = held(method, SHAPES[model]), named("h100", count), load(method, BATCH)
     if whole.answers is None:
         whole = replace(whole, passes=STEP / (whole.amount.prompt + whole.amount.answer), steps=1)
-    largest = _largest(networks, whole, machine)
+    engines = sum(2.0 * network.shape.matrices + 4.0 * network.shape.embedding for network in networks if network.use.role == "engine")
+    largest = _largest(networks, whole, replace(machine, memory=machine.memory - engines * (1 - 1 / count)))
     whole = replace(whole, batch=min(BATCH, largest) or SMALLEST)
     return Cell(model, method, count, whole, step(networks, whole, machine), largest > 0)
 
