@@ -165,7 +165,7 @@ def apart(shape: str, tune: str, who: str, *, quick: bool) -> dict[str, Any]:
     asked = ["--shape", shape, "--tune", tune, "--side", who, *(["--quick"] if quick else [])]
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", *asked], stdout=subprocess.PIPE, text=True, check=False)
     found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": f"exit {done.returncode}"}
-    print(f"gpu {shape} {tune} {who}: {found.get('failed') or round(found['rate'])}", file=sys.stderr)
+    print(f"gpu {shape} {tune} {who}: {found.get('failed') or format(found['rate'], '.0f')}", file=sys.stderr)
     return found
 
 

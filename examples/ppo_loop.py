@@ -5,6 +5,7 @@ text may stand in its place, or a trained reward model. MODEL: a Hugging Face fo
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from xwin.credit.base import to_sample
@@ -45,9 +46,9 @@ def learner(folder: Path, head: Head, objective: Objective, steps: int) -> Learn
     return Learner(network, folder, world, objective, Optim(lr=1e-3, schedule="constant", warmup=0), total=steps)
 
 
-def columns(model: Learner, output: str, batches: list[Batch], rollouts: list[Rollout]) -> list[list[float]]:
+def columns(model: Learner, output: str, batches: list[Batch], rollouts: list[Rollout]) -> list[Sequence[float]]:
     """What a model says of each completion token, in the order of `rollouts`."""
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, Sequence[float]] = {}
     for batch, out in zip(batches, model.forward(batches, frozenset({output})), strict=True):
         rows |= unpack(batch, out.get(output))
     return [rows[f"{r.prompt_id}/{r.sample}"][-len(r.completion) :] for r in rollouts]

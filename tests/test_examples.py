@@ -26,7 +26,7 @@ def test_the_sft_loop_lowers_the_loss_and_writes_a_model(tiny_folder: Path, tmp_
     example("sft_loop")["main"](str(tiny_folder), str(rows), tmp_path / "out")
     losses = said(capsys.readouterr().out, "loss")
     assert len(losses) == 8
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < losses[0] - 0.2
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

@@ -54,8 +54,8 @@ ESTIMATORS: Mapping[Estimator, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k
 CHUNK = 7 * 2**20
 """Logits at a time in the forward pass: 28 MiB in fp32. From 32 MiB on, glibc asks the system for every buffer anew, and gives it back."""
 
-WIDER = 2
-"""Times as many in the backward pass, where they are of half the size and the gradient of the embedding is passed over for each chunk."""
+WIDER = 6
+"""Times as many in the backward pass, where they are of half the size and each chunk is one more pass over the gradient of the embedding."""
 
 
 def token_logp(  # noqa: PLR0913 - the parts of an output layer, and how its products are formed

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from xwin.distributed.world import World
-from xwin.errors import ModelError, StepRefused, WorkerLost
+from xwin.errors import ModelError, StepRefused, UserError, WorkerLost
 from xwin.learning import checkpoint
 from xwin.learning.learner import Learner
 from xwin.learning.optim import Optim
@@ -30,6 +30,7 @@ from xwin.models.tuning import Full
 from .cases import CASES, Case, gradient, rows, steps, trained, whole
 from .ranks import PUBLISHED, RESUMED, reading
 
+pytestmark = pytest.mark.timeout(600)  # two processes that import torch, on a machine that may be busy
 SAME = {"float32": 1e-5, "bfloat16": 2e-2}
 """Of the norm of a parameter's gradient."""
 SAME_PARAMETERS = {"float32": 1e-6, "bfloat16": 1e-5}
@@ -83,7 +84,7 @@ def pair(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
         door.bind(("127.0.0.1", 0))
         port = door.getsockname()[1]
     command = [sys.executable, "-W", "error", "-m", "tests.distributed.ranks", str(folder), str(port)]
-    subprocess.run(command, check=True, timeout=280, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=560, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"})
     first, second = (pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2))
     return Pair(folder, (first, second))
 
@@ -147,6 +148,12 @@ def test_a_worker_that_does_not_come_is_named_in_time(pair: Pair) -> None:
 def test_meeting_nobody_ends_with_an_explanation() -> None:
     with pytest.raises(WorkerLost, match="worker 1 of 2 did not meet the others within 1 seconds"):
         World.join(1, 2, "127.0.0.1:9", backend="gloo", limit=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_worker_that_needs_a_gpu_and_sees_none_says_so() -> None:
+    with pytest.raises(UserError, match="worker 3: sees no GPU"):
+        World.join(3, 4, "127.0.0.1:9", backend="nccl")
 
 
 def test_forward_and_evaluation_say_what_one_process_says(pair: Pair) -> None:

@@ -85,3 +85,9 @@ def test_all_wrong_options_are_listed(recipe: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         read_recipe(recipe, ["a=1", "b=2"])
     assert len(caught.value.problems) == 2
+
+
+def test_a_stage_may_be_named_like_a_key_of_the_recipe(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("  sft:", "  data:").replace("sft", "data"))
+    found = settings(recipe, "data.speed.lr=1e-3", f"data={recipe.parent}")
+    assert (found["stages"]["data"]["speed"]["lr"], found["data"]) == (1e-3, str(recipe.parent))

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from xwin.errors import RecipeError
+from xwin.recipe.plan import make_plan
 from xwin.recipe.schema import read_recipe
+from xwin.run.directory import RunDirectory
 
 TEN = """\
 name: my tiny
@@ -170,3 +172,22 @@ def test_a_folder_says_by_its_config_whether_it_is_a_reward_model(tmp_path: Path
 def test_mistakes_at_the_top_are_named(tmp_path: Path, text: str, message: str) -> None:
     found = problems(tmp_path, text)
     assert any(message in problem for problem in found), found
+
+
+def test_paths_of_data_start_from_the_folder_that_the_recipe_names(recipe: Path) -> None:
+    (recipe.parent / "sets").mkdir()
+    (recipe.parent / "pairs.jsonl").rename(recipe.parent / "sets" / "pairs.jsonl")
+    recipe.write_text("data: ./sets\n" + recipe.read_text())
+    plan = make_plan(read_recipe(recipe), RunDirectory(recipe.parent / "run"))
+    assert next(s for s in plan.stages if s.name == "rm").inputs["./pairs.jsonl"].path == recipe.parent / "sets" / "pairs.jsonl"
+
+
+def test_a_folder_of_data_given_on_the_command_line_is_seen_from_the_working_directory(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = recipe.parent / "elsewhere" / "sets"
+    elsewhere.mkdir(parents=True)
+    (recipe.parent / "pairs.jsonl").rename(elsewhere / "pairs.jsonl")
+    monkeypatch.chdir(elsewhere.parent)
+    plan = make_plan(read_recipe(recipe, ["data=sets"]), RunDirectory(recipe.parent / "run"))
+    assert next(s for s in plan.stages if s.name == "rm").inputs["./pairs.jsonl"].path == elsewhere / "pairs.jsonl"
+    with pytest.raises(RecipeError, match="paths are relative to other/"):
+        read_recipe(recipe, ["data=other"])

@@ -6,7 +6,7 @@ backward pass is over. So a worker never holds more than one block whole, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from xwin.distributed.world import World
 
 
-def shard(model: nn.Module, blocks: Sequence[nn.Module], world: World, *, dtype: torch.dtype) -> None:
+def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, *, dtype: torch.dtype) -> None:
     """Leaves on each worker its part of a model that all of them hold whole and alike. It moves to their devices block by block.
 
     Parameters stay what they are (fp32 where they are trained), gradients are fp32 sums over all workers. A block computes with parameters
@@ -62,7 +62,8 @@ def full(tensor: Tensor) -> Tensor:
 
 def split(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """Leaves on each worker, in the memory of its processor, its part of tensors that all of them hold whole and alike."""
-    return {name: distribute_tensor(tensor, world.host, [Shard(0)], src_data_rank=None) for name, tensor in tensors.items()}
+    dealt = {name: distribute_tensor(tensor, world.host, [Shard(0)], src_data_rank=None) for name, tensor in tensors.items()}
+    return {name: tensor.clone() for name, tensor in dealt.items()}  # what was dealt lies in the memory of the whole
 
 
 def joined(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
@@ -86,7 +87,7 @@ def gathered(model: nn.Module, *, keep: bool) -> Iterator[None]:
     places = [(m, name, p) for m in model.modules() for name, p in m.named_parameters(recurse=False) if isinstance(p, DTensor)]
     whole: dict[nn.Parameter, nn.Parameter | None] = {}
     for p in dict.fromkeys(p for *_, p in places):  # tied parameters stay tied
-        tensor = p.detach().full_tensor()
+        tensor = full(p.detach())
         whole[p] = nn.Parameter(tensor.cpu(), requires_grad=p.requires_grad) if keep else None
     try:
         for module, name, p in places if keep else ():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from xwin.errors import WorkerLost, XwinError
+from xwin.errors import UserError, WorkerLost, XwinError
 from xwin.seeds import derive
 
 T = TypeVar("T")
@@ -55,19 +55,19 @@ class World:
 
         Raises:
             WorkerLost: not all came, or rank 0 cannot be reached.
+            UserError: nccl, and this worker sees no GPU.
         """
-        device = torch.device("cuda", rank % torch.cuda.device_count()) if backend == "nccl" else torch.device("cpu")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = _own_gpu(rank) if backend == "nccl" else torch.device("cpu")
         _in_fixed_order(device)
+        timeout = timedelta(seconds=limit)
         try:
-            dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=limit))
+            dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timeout)
         except dist.DistError as error:
             what = f"worker {rank} of {size} did not meet the others within {limit:.0f} seconds"
             fix = f"see that all {size} workers run and that {address} can be reached from each of their machines"
             raise WorkerLost(what, address, fix) from error
         mesh = init_device_mesh(device.type, (size,))
-        host = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu") if backend == "nccl" else mesh
+        host = DeviceMesh.from_group(cast(Any, dist.new_group(backend="gloo", timeout=timeout)), "cpu") if backend == "nccl" else mesh
         return cls(rank, size, device, mesh, host)
 
     def leave(self) -> None:
@@ -131,6 +131,15 @@ class World:
         value = derive(root, *path, 0)
         torch.manual_seed(value)
         np.random.seed(value % 2**32)
+
+
+def _own_gpu(rank: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if not count:
+        raise UserError("sees no GPU", f"worker {rank}", "start it on a machine with one, or use gloo")
+    device = torch.device("cuda", rank % count)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _in_fixed_order(device: torch.device) -> None:

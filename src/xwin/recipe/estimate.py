@@ -34,7 +34,7 @@ from xwin.stages._work import Amount, Answers, Use
 CHUNK = 7 * 2**20
 """Logits at a time: ops.CHUNK, which would bring torch here; a test compares them."""
 
-WIDER = 2
+WIDER = 6
 """Times as many in the backward pass: ops.WIDER."""
 
 ALIVE_DRAWN = 5.0

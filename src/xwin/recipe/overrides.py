@@ -68,14 +68,14 @@ def _apply(schema: type[Spec], data: dict[str, Any], key: str, text: str, mark: 
 
 
 def _place(schema: type[Spec], data: dict[str, Any], key: str, mark: str) -> Place:
-    """The place a dotted key means: a key of the recipe, or of a stage when the first name is a stage."""
+    """The place a dotted key means: a key of a stage when the first name is a stage, else of the recipe."""
     parts: list[Any] = [int(part) if part.isdecimal() else part for part in key.split(".")]
     stages = data.get("stages")
     stages = list(stages) if isinstance(stages, dict) else []
+    if parts[0] in stages and (len(parts) > 1 or parts[0] not in schema.model_fields):
+        return ("stages", *parts)
     if parts[0] in schema.model_fields:
         return tuple(parts)
-    if parts[0] in stages:
-        return ("stages", *parts)
     known = [*stages, *schema.model_fields]
     raise RecipeError([Problem(f"there is no stage or setting '{parts[0]}'", mark, nearest(str(parts[0]), known))])
 

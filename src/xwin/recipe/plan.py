@@ -13,7 +13,7 @@ from typing import Any, Literal
 from xwin.models.hub import ModelSource, digest_folder
 from xwin.recipe._data_files import data_digest, data_path
 from xwin.recipe.fields import Reference, references, specs
-from xwin.recipe.references import Target, target
+from xwin.recipe.references import Target, start, target
 from xwin.recipe.schema import Read
 from xwin.recipe.source import dotted
 from xwin.run.artifacts import Network
@@ -81,12 +81,12 @@ def make_plan(read: Read, run: RunDirectory) -> Plan:
     makes = {name: stage.makes for name, stage in read.recipe.stages.items()}
     targets: dict[str, list[tuple[Reference, Target]]] = {}
     for name, stage in read.recipe.stages.items():
-        found = [(r, target(r.text, r.wants, makes, read.recipe.models, read.source.folder)) for r in references(type(stage), stage)]
+        found = [(r, target(r.text, r.wants, makes, read.recipe.models, start(read.source, r))) for r in references(type(stage), stage)]
         targets[name] = [(reference, meant) for reference, meant in found if meant is not None]
     needs = {name: tuple(dict.fromkeys(meant.name for _, meant in found if meant.form == "stage")) for name, found in targets.items()}
     planned: dict[str, PlannedStage] = {}
     for name in in_order(needs):
-        inputs = {reference.text: _resolve(reference, meant, planned, read.source.folder) for reference, meant in targets[name]}
+        inputs = {reference.text: _resolve(reference, meant, planned, start(read.source, reference)) for reference, meant in targets[name]}
         spec = read.recipe.stages[name]
         print_ = fingerprint(name, spec, inputs, read.recipe.seed)
         directory = run.stage(name, filenames(spec.makes))

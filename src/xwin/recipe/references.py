@@ -74,6 +74,11 @@ def target(
     return Target("stage", stage, makes[stage][output], output)
 
 
+def start(source: Source, reference: Reference) -> Path:
+    """What `./x` is relative to in this reference."""
+    return source.folder if issubclass(reference.wants.artifact, Network) else source.data_folder
+
+
 def reference_mistakes(source: Source) -> dict[Place, Problem]:
     """Every reference that is wrong, every stage whose own check fails, every model that is not pinned or not there; by place."""
     checker = _Checker(source)
@@ -108,7 +113,7 @@ class _Checker:
     def check_references(self) -> None:
         """References to nothing, to what is not there, and to the wrong kind of thing."""
         for reference in self._references():
-            meant = target(reference.text, reference.wants, self.makes, self.models, self.source.folder)
+            meant = target(reference.text, reference.wants, self.makes, self.models, start(self.source, reference))
             if meant is None:
                 self._report(reference.place, *self._unknown(reference))
             elif not issubclass(meant.artifact, reference.wants.artifact):
@@ -149,7 +154,7 @@ class _Checker:
 
     def _unknown(self, reference: Reference) -> tuple[str, str]:
         stage, slash, output = reference.text.partition("/")
-        if (self.source.folder / reference.text).exists():
+        if (start(self.source, reference) / reference.text).exists():
             return f"there is no stage or model '{reference.text}'", f"write './{reference.text}' for the file"
         if slash and stage in self.makes:
             return f"the stage '{stage}' has no output '{output}'", nearest(output, list(self.makes[stage]))
@@ -171,7 +176,8 @@ class _Checker:
         return f"needs {WORDS[wants]}, but {subject} {WORDS[meant.artifact]}", fix
 
     def _check_file(self, reference: Reference) -> None:
-        path = self.source.folder / reference.text
+        folder = start(self.source, reference)
+        path = folder / reference.text
         if _wanders(reference.text):
             self._report(reference.place, *_WANDERS)
             return
@@ -181,12 +187,10 @@ class _Checker:
             if what:
                 self._report(reference.place, what, fix)
             return
-        if not network and data_files(data_path(reference.text, self.source.folder)):
+        if not network and data_files(data_path(reference.text, folder)):
             return
         if not path.exists():
-            self._report(
-                reference.place, f"no such {'folder' if network else 'file'}: {reference.text}", f"paths are relative to {self.source.folder or '.'}/"
-            )
+            self._report(reference.place, f"no such {'folder' if network else 'file'}: {reference.text}", f"paths are relative to {folder or '.'}/")
         elif network != path.is_dir():
             expected = "a folder with a model" if network else "data"
             self._report(reference.place, f"needs {expected}, but {reference.text} is a {'file' if network else 'folder without files'}", "")

@@ -54,6 +54,10 @@ class Recipe(Spec):
     seed: Annotated[int, Ge(0)] = 0
     """Root of every random draw."""
 
+    data: str | None = None
+    """Folder that the paths of data (`./x`) start from; itself as seen from the recipe, or with `--set data=...` from the working directory.
+    null = the recipe's own folder."""
+
     models: dict[Name, ModelSource] = {}
     """Models given once, referred to by name."""
 

@@ -44,6 +44,13 @@ class Source:
         return self.path.parent
 
     @property
+    def data_folder(self) -> Path:
+        """What `./x` is relative to where data are meant: the recipe's `data`, which `--set` gives as seen from the working directory."""
+        named = self.data.get("data")
+        given = self.marks.get(("data",), "").startswith("--set")
+        return (Path() if given else self.folder) / (named if isinstance(named, str) else "")
+
+    @property
     def sha256(self) -> str:
         """Digest of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
