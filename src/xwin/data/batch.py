@@ -166,6 +166,10 @@ class Outputs:
             raise MissingColumn(f"the output '{name}' was not computed", fix=f"add '{name}' to the objective's `reads`")
         return value
 
+    def cpu(self) -> Outputs:
+        """The same in the memory of the processor."""
+        return Outputs(*(None if value is None else value.cpu() for value in (self.logp, self.entropy, self.value, self.score, self.uniform)))
+
 
 @dataclass(slots=True)
 class _Unit:

@@ -20,11 +20,13 @@ from xwin.data.batch import Batch, Outputs
 from xwin.distributed.shard import full, gathered, joined, shard, split
 from xwin.distributed.world import World
 from xwin.errors import ModelError, StepRefused, TrainingStopped
+from xwin.learning.about import About, about
 from xwin.learning.optim import Optim, moments
 from xwin.models import causal
 from xwin.models.adapters import adapters_off
 from xwin.models.bitsandbytes import is_quantized
 from xwin.models.causal import PackedModel
+from xwin.models.heads import RewardStats
 from xwin.models.recompute import layers
 from xwin.models.weights import Weights
 from xwin.objectives.base import Objective
@@ -36,6 +38,41 @@ class Reader(Protocol):
 
     def forward(self, batches: Sequence[Batch], reads: frozenset[str]) -> list[Outputs]:
         """What the model says of each batch, without gradient."""
+        ...
+
+
+class AnyLearner(Reader, Protocol):
+    """A model in training or frozen: a Learner in this process, or one that workers share. What a stage sees of either."""
+
+    steps_done: int
+
+    @property
+    def about(self) -> About:
+        """The model in a few numbers."""
+        ...
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, Measure]:
+        """One optimizer step; see Learner."""
+        ...
+
+    def evaluate(self, batches: Sequence[Batch]) -> dict[str, Measure]:
+        """Loss and stats of the objective on held-out batches; nothing moves."""
+        ...
+
+    def origin(self) -> Reader:
+        """The model as it was before it had adapters."""
+        ...
+
+    def measure_in(self, stats: RewardStats) -> None:
+        """Says what the scores of a reward model mean; published with it."""
+        ...
+
+    def weights(self) -> Weights:
+        """The policy as it is now, for an engine; adapters merged."""
+        ...
+
+    def publish(self, to: Path) -> None:
+        """Writes a plain Hugging Face folder."""
         ...
 
 
@@ -68,6 +105,20 @@ class Learner:
             shard(self.model, layers(self.model.network), self.world, dtype=self.model.dtype)
             self.model.masters = split(self.model.masters, self.world)
         self.optimizer = self.optim.build(self.model.parameters()) if self.objective else None
+
+    @property
+    def about(self) -> About:
+        """See AnyLearner."""
+        return about(self.model)
+
+    def origin(self) -> Reader:
+        """See AnyLearner."""
+        return Origin(self)
+
+    def measure_in(self, stats: RewardStats) -> None:
+        """See AnyLearner."""
+        assert self.model.head is not None
+        self.model.head.stats = stats
 
     @torch.no_grad()
     def forward(self, batches: Sequence[Batch], reads: frozenset[str]) -> list[Outputs]:

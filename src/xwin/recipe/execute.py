@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwin.errors import WorkerLost
 from xwin.models.hub import fetch
+from xwin.recipe._losses import Losses
 from xwin.recipe.fields import references
 from xwin.recipe.plan import ROOTS, Plan, PlannedStage, default_directory, make_plan, plan_table, ready
-from xwin.recipe.schema import Read, read_recipe
+from xwin.recipe.schema import Read, Recipe, read_recipe
 from xwin.run import _boards as boards
 from xwin.run import memory
 from xwin.run.artifacts import Network
@@ -25,6 +28,7 @@ from xwin.run.signals import StopFlag, stop_on_signals
 from xwin.stages._inputs import Resolved
 
 if TYPE_CHECKING:
+    from xwin.distributed.workers import Workers
     from xwin.run.console import Console
 
 LEARNED = ("data", "prompts")
@@ -57,8 +61,8 @@ def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Cons
         plan = make_plan(read, run)
         run.describe(read.source.text, read.recipe.settings(), _manifest(plan, sets))
         console.table(*plan_table(plan))
-        with following(read.recipe.trackers, run, plan.order, console.message):
-            _Execution(plan, console, stop).all()
+        with following(read.recipe.trackers, run, plan.order, console.message), _workers(read.recipe, run, console) as workers:
+            _Execution(plan, console, stop, workers).all()
         report = write_report(run.path)
     _show_results(run, console)
     console.message(f"report: {report}")
@@ -83,6 +87,24 @@ def _show_results(run: RunDirectory, console: Console) -> None:
             console.table(title, table[0], table[1:])
 
 
+@contextmanager
+def _workers(recipe: Recipe, run: RunDirectory, console: Console) -> Iterator[Workers | None]:
+    """Those that the recipe asks for, which start when they are first needed; None for one, which is this process.
+
+    Raises:
+        MissingExtra: there is no Ray.
+    """
+    if recipe.workers == 1:
+        yield None
+        return
+    from xwin.distributed.cluster import Cluster, require_ray
+    from xwin.distributed.workers import Workers  # brings torch: only when there is work
+
+    require_ray()
+    with Workers(Cluster(recipe.workers, run.path, recipe.ray.address, recipe.ray.seconds), console.message) as workers:
+        yield workers
+
+
 @dataclass(frozen=True)
 class _Execution:
     """A plan being carried out in its locked run directory."""
@@ -90,6 +112,7 @@ class _Execution:
     plan: Plan
     console: Console
     stop: StopFlag
+    workers: Workers | None
 
     def all(self) -> None:
         """Runs or skips each stage, in order. Models come first: what cannot be had is known before hours of work."""
@@ -116,17 +139,39 @@ class _Execution:
 
     def one(self, stage: PlannedStage, inputs: Mapping[str, Resolved], learned: Mapping[str, Resolved]) -> None:
         """Runs one stage to its end and publishes it. `learned` is what the models it is given were trained on."""
-        from xwin.stages._context import Context  # brings torch: only when there is work
-
         begun = time.monotonic()
         self.console.stage(stage.name, stage.spec.kind, stage.summary)
-        recipe = self.plan.read.recipe
-        context = Context(stage.name, stage.spec, recipe.seed, stage.directory, inputs, self.console, self.stop, learned=learned)
-        with memory.allocation_errors(f"stages.{stage.name}", _what_to_lower(stage)):
-            stage.spec.run(context)
+        losses = Losses(stage.name, self.plan.read.recipe.ray.retries)
+        metrics = None
+        while metrics is None:
+            metrics = self._attempt(stage, inputs, learned, losses)
+        if self.workers is not None:
+            self.workers.drop()
         seconds = time.monotonic() - begun
-        record = stage.directory.publish(context.metrics, seconds=seconds)
+        record = stage.directory.publish(metrics, seconds=seconds)
         self.console.finished(stage.name, seconds, record.metrics)
+
+    def _attempt(
+        self, stage: PlannedStage, inputs: Mapping[str, Resolved], learned: Mapping[str, Resolved], losses: Losses
+    ) -> Mapping[str, float] | None:
+        """The metrics of the stage; None when it lost a worker and is to go on from its last checkpoint, with new ones.
+
+        Raises:
+            WorkerLost: it has lost too many.
+        """
+        from xwin.stages._context import Context  # brings torch: only when there is work
+
+        seed = self.plan.read.recipe.seed
+        context = Context(stage.name, stage.spec, seed, stage.directory, inputs, self.console, self.stop, learned=learned, workers=self.workers)
+        try:
+            with memory.allocation_errors(f"stages.{stage.name}", _what_to_lower(stage)):
+                stage.spec.run(context)
+        except WorkerLost as lost:
+            self.stop.obey()
+            losses.bear(lost, context.trained.at if context.trained else None)
+            self.console.message(f"{stage.name}: {lost.where}: {lost.what}; going on from the last checkpoint with new workers")
+            return None
+        return context.metrics
 
     def _models(self) -> dict[str, Path]:
         """Reference -> local folder of every model that a stage that has to run needs and no stage makes."""

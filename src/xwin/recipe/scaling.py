@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xwin.models._llama import LlamaShape
@@ -15,6 +15,7 @@ from xwin.models.tuning import Full, LoRA
 from xwin.recipe._machines import GIB, Machine, named
 from xwin.recipe._needs import short
 from xwin.recipe._networks import NetworkShape
+from xwin.recipe._traffic import Step, step
 from xwin.recipe.estimate import Held, Load, fits, memory, time
 from xwin.stages._work import Amount, Answers, Use
 
@@ -32,12 +33,18 @@ BATCH = 2048
 SMALLEST, LARGEST = 256, 32768
 """Tokens; batches that are tried."""
 
+CLUSTERS = (8, 64, 512)
+"""GPUs of the table of clusters."""
+
+STEP = 2**18
+"""Tokens of an optimizer step of SFT there."""
+
 BEGIN, END = "<!-- written by python -m xwin.recipe.scaling -->\n", "<!-- end -->\n"
 
 
 def tables() -> str:
-    """Both tables as Markdown."""
-    return f"{_memory_table()}\n{_speed_table()}"
+    """All tables as Markdown."""
+    return f"{_memory_table()}\n{_speed_table()}\n{_cluster_table()}"
 
 
 def held(name: str, shape: LlamaShape) -> list[Held]:
@@ -96,6 +103,51 @@ def _speed_table() -> str:
         each = load("SFT, full", BATCH)
         speeds = [f"{each.tokens / time(networks, each, machine):.0f}" for networks in (full, lora)]
         lines.append(f"| {model} | {short(full[0].shape.parameters)} | {short(lora[0].trained)} | {' | '.join(speeds)} |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the table of clusters."""
+
+    model: str
+    method: str
+    count: int
+    """GPUs."""
+    load: Load
+    step: Step
+    fits: bool
+    """Whether it does in memory."""
+
+    def text(self) -> str:
+        """As the table has it."""
+        if not self.fits:
+            return "does not fit"
+        parts = f"{self.step.computing:.3g} s computing, {self.step.talking:.3g} s talking"
+        writing = f", {self.step.writing:.3g} s writing" if self.step.writing else ""
+        batches = f", batches of {self.load.batch:.0f}" if self.load.batch < BATCH else ""
+        return f"{self.load.tokens / self.step.seconds:,.0f} tokens/s: {parts}{writing}{batches}"
+
+
+def cell(model: str, method: str, count: int) -> Cell:
+    """One step of SFT of STEP tokens, or one round of PPO, on H100s. Every GPU holds a whole engine, as engines/_replicas.py has it."""
+    networks, machine, whole = held(method, SHAPES[model]), named("h100", count), load(method, BATCH)
+    if whole.answers is None:
+        whole = replace(whole, passes=STEP / (whole.amount.prompt + whole.amount.answer), steps=1)
+    engines = sum(2.0 * network.shape.matrices + 4.0 * network.shape.embedding for network in networks if network.use.role == "engine")
+    largest = _largest(networks, whole, replace(machine, memory=machine.memory - engines * (1 - 1 / count)))
+    whole = replace(whole, batch=min(BATCH, largest) or SMALLEST)
+    return Cell(model, method, count, whole, step(networks, whole, machine), largest > 0)
+
+
+CLUSTERED = ("SFT, full", "PPO, four models")
+
+
+def _cluster_table() -> str:
+    lines = ["| model | method | " + " | ".join(f"{n} GPUs" for n in CLUSTERS) + " |", "|---|---|" + "---|" * len(CLUSTERS)]
+    for model in SHAPES:
+        for method in CLUSTERED:
+            lines.append(f"| {model} | {method} | " + " | ".join(cell(model, method, n).text() for n in CLUSTERS) + " |")
     return "\n".join(lines) + "\n"
 
 

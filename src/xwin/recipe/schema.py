@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, MinLen
 from pydantic import AfterValidator, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -32,6 +32,19 @@ def _identifier(name: str) -> str:
 Name = Annotated[str, AfterValidator(_identifier)]
 
 
+class Ray(Spec):
+    """The cluster that workers live in; read where there is more than one."""
+
+    address: Annotated[str, MinLen(1)] = "local"
+    """local = Ray is started on this machine, for this run; auto = the cluster that this machine belongs to; else host:port of a cluster."""
+
+    retries: Annotated[int, Ge(0)] = 3
+    """Times that a stage goes on from its last checkpoint after it lost a worker; it stops at once where the same step loses one twice."""
+
+    seconds: Annotated[float, Gt(0)] = 1800.0
+    """The longest that one step may take; a worker that says nothing for so long counts as lost."""
+
+
 class Recipe(Spec):
     """A whole run: models to start from, and stages that build on each other."""
 
@@ -50,6 +63,13 @@ class Recipe(Spec):
 
     stages: Annotated[dict[Name, Stage], MinLen(1)]
     """Stages by name. Their order is for people; what needs what decides."""
+
+    workers: Annotated[int, Ge(1)] = 1
+    """Processes that share every model and write the answers, a GPU each where there are any; 1 = this process alone, without Ray. A run may go
+    on with another number."""
+
+    ray: Ray = Ray()
+    """Where they live."""
 
     trackers: tuple[Tracker, ...] = ()
     """Where else the numbers of every step go. One that fails is dropped; none of them changes a result."""

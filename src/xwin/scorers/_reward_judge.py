@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from xwin.data.conversation import Conversation, Message
 from xwin.data.rollout import Group, Rollout
 from xwin.data.template import Template
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.scorers._asking import quiet
 from xwin.scorers._pairwise import EQUAL, Judgement, Pair
@@ -27,7 +27,7 @@ class RewardJudge:
     """
 
     name: str
-    learner: Learner
+    learner: AnyLearner
     template: Template
 
     def judge(self, pairs: Sequence[Pair], told: Callable[[int], None] = quiet) -> list[Judgement]:

@@ -10,7 +10,7 @@ from xwin.spec import Kind
 
 if TYPE_CHECKING:
     from xwin.engines.base import Chat, EngineKind
-    from xwin.learning.learner import Learner
+    from xwin.learning.learner import AnyLearner
 
 
 class Scorer(Protocol):
@@ -24,7 +24,7 @@ class Scorer(Protocol):
 class Workshop(Protocol):
     """What a ScorerKind may ask of the stage that builds it."""
 
-    def frozen_scorer(self, model: str) -> Learner:
+    def frozen_scorer(self, model: str) -> AnyLearner:
         """The reward model that `model` names, loaded without an optimizer."""
         ...
 

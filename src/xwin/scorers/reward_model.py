@@ -13,7 +13,7 @@ from torch import Tensor
 from xwin.data.batch import Sample, pack
 from xwin.data.rollout import Group, Rollout, Score
 from xwin.errors import ModelError
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.run.artifacts import RewardModelRef
 from xwin.scorers._outcome import ScorerError
@@ -59,18 +59,18 @@ class RewardModel(ScorerKind):
 class Judge:
     """A reward model and what its scores mean."""
 
-    learner: Learner
+    learner: AnyLearner
     stats: RewardStats
     unit: Unit
 
     @classmethod
-    def of(cls, learner: Learner, ref: str, unit: Unit) -> Judge:
+    def of(cls, learner: AnyLearner, ref: str, unit: Unit) -> Judge:
         """Of a loaded model.
 
         Raises:
             ModelError: a probability is wanted of a model that was not calibrated.
         """
-        stats = learner.model.head.stats if learner.model.head else RewardStats()
+        stats = learner.about.stats or RewardStats()
         if unit == "probability" and stats.temperature is None:
             fix = "give its reward_model stage enough held-out answers as `validation`, or set unit: spread"
             raise ModelError("was not calibrated, so its scores are no probabilities", ref, fix)
@@ -79,13 +79,13 @@ class Judge:
     @property
     def members(self) -> int:
         """Heads."""
-        return self.learner.model.head.heads if self.learner.model.head else 1
+        return self.learner.about.heads or 1
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """[N, K] of whole answers, in the unit, float64."""
         found: dict[str, list[float]] = {}
-        for batch in pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True):
-            (out,) = self.learner.forward([batch], frozenset({"score"}))
+        batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
+        for batch, out in zip(batches, self.learner.forward(batches, frozenset({"score"})), strict=True):
             found |= {batch.ids[s]: out.get("score")[s].reshape(-1).tolist() for s in batch.samples()}
         raw = torch.tensor([found[s.id] for s in samples], dtype=torch.float64).reshape(len(samples), self.members)
         return self.stats.standard(raw) if self.unit == "spread" else self.stats.probability(raw)

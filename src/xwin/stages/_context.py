@@ -15,17 +15,20 @@ from xwin.data.formats import Makes
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
 from xwin.data.vocabulary import require_same_tokens
+from xwin.distributed.workers import Workers
 from xwin.distributed.world import World
+from xwin.engines._replicas import Replicas
 from xwin.engines._replies import KeptChat, ReplyStore
 from xwin.engines.base import Chat, Engine, EngineChat, EngineKind
+from xwin.engines.local import Local
 from xwin.errors import DataError
-from xwin.learning.learner import Learner, Origin, Reader
+from xwin.learning.blueprint import Blueprint
+from xwin.learning.group import SharedLearner
+from xwin.learning.learner import AnyLearner, Reader
 from xwin.learning.optim import Optim
 from xwin.models import causal
-from xwin.models.adapters import adapted
-from xwin.models.causal import Head
+from xwin.models.causal import Head, PackedModel
 from xwin.models.hub import cache_folder, digest_folder
-from xwin.models.recompute import recompute
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
 from xwin.objectives.base import Objective
 from xwin.run.artifacts import Preferences
@@ -51,7 +54,7 @@ class _Shop:
     ctx: Context
     writer: str
 
-    def frozen_scorer(self, model: str) -> Learner:
+    def frozen_scorer(self, model: str) -> AnyLearner:
         """The reward model, if it reads the writer's tokens."""
         return self.ctx.reader(model, self.writer, "score")
 
@@ -74,11 +77,14 @@ class Context:
         stop: StopFlag,
         *,
         learned: Mapping[str, Resolved] = MappingProxyType({}),
+        workers: Workers | None = None,
     ) -> None:
         self.name, self.spec, self.directory, self.inputs = stage, spec, directory, inputs
         self.console, self.stop = console, stop
-        self._learned = learned
+        self._learned, self._workers = learned, workers
         self.world = World.alone()
+        self.trained: Loop | None = None
+        """The loop of the stage, once it has one."""
         self.metrics: dict[str, float] = {}
         """Numbers that sum the stage up; they go into its manifest."""
         self._root = seed
@@ -148,28 +154,32 @@ class Context:
 
     def learner(  # noqa: PLR0913 - one learner is all of these
         self, ref: str, *, head: Head, objective: Objective, tune: Full | LoRA | LastLayers, optim: Optim, total: int, heads: int = 1
-    ) -> Learner:
+    ) -> AnyLearner:
         """A model in training. Adapters and heads are drawn from seeds of this stage."""
-        self.world.seed(self.seed("init", head))
-        dtype = self.inputs[ref].dtype
-        model = causal.load(self.path(ref), head=head, tuning=tune, dtype=dtype, head_seed=self.seed("head", head), heads=heads)
-        if isinstance(self.spec, Training) and self.spec.recompute:
-            recompute(model.network)
-        return Learner(model, self.path(ref), self.world, objective, optim, total)
+        seeds, again = (self.seed("init", head), self.seed("head", head)), isinstance(self.spec, Training) and self.spec.recompute
+        return self._built(Blueprint(self.path(ref), head, self.inputs[ref].dtype, tune, objective, optim, total, heads, *seeds, again))
 
-    def frozen(self, ref: str, head: Head = "language") -> Learner:
+    def frozen(self, ref: str, head: Head = "language") -> AnyLearner:
         """A model that only reads: a reference or a scorer."""
-        return Learner(causal.load(self.path(ref), head=head, tuning=Frozen(), dtype=self.inputs[ref].dtype), self.path(ref), self.world)
+        return self._built(Blueprint(self.path(ref), head, self.inputs[ref].dtype))
 
-    def reference(self, ref: str, policy: Learner) -> Reader:
+    def _built(self, blueprint: Blueprint) -> AnyLearner:
+        """In this process, or shared by the workers."""
+        return blueprint.build(self.world) if self._workers is None else SharedLearner.build(self._workers, blueprint)
+
+    def network(self, ref: str) -> PackedModel:
+        """A model that only reads, in this process whatever the number of workers."""
+        return causal.load(self.path(ref), head="language", tuning=Frozen(), dtype=self.inputs[ref].dtype).to(self.world.device)
+
+    def reference(self, ref: str, policy: AnyLearner) -> Reader:
         """The model that `policy` started from, which is `ref`: a second copy, or the policy itself where its adapters can be switched off."""
-        return Origin(policy) if adapted(policy.model.network) else self.frozen(ref)
+        return policy.origin() if policy.about.adapted else self.frozen(ref)
 
-    def frozen_scorer(self, model: str) -> Learner:
+    def frozen_scorer(self, model: str) -> AnyLearner:
         """See scorers.base.Workshop: a reward model for texts of no model's own."""
         return self.frozen(model, "score")
 
-    def reader(self, ref: str, writer: str, head: Head = "language") -> Learner:
+    def reader(self, ref: str, writer: str, head: Head = "language") -> AnyLearner:
         """A frozen model that reads what the model `writer` writes: a reference, a teacher, a reward model.
 
         Raises:
@@ -179,8 +189,10 @@ class Context:
         return self.frozen(ref, head)
 
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
-        """An engine over a model."""
-        return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
+        """An engine over a model: in this process, or one on each worker."""
+        if self._workers is None or not isinstance(kind, Local):
+            return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
+        return Replicas.build(self._workers, kind, self.path(ref), template.stop, self.inputs[ref].dtype)
 
     def chat(self, engine: EngineKind, model: str | None) -> Chat:
         """Somebody to ask: an endpoint, or an engine over a model. Answers are kept in the cache folder, so that no recipe asks twice."""
@@ -199,7 +211,7 @@ class Context:
         self,
         spec: Training,
         total: int,
-        learners: Mapping[str, Learner],
+        learners: Mapping[str, AnyLearner],
         *,
         state: Mapping[str, Any],
         patience: int | None = None,
@@ -207,7 +219,7 @@ class Context:
     ) -> Loop:
         """The loop of a training stage, put back to its last checkpoint. The first learner is the one kept at its best."""
         guards: Sequence[Guard] = (*spec.guards, Guard(metric="ratio_gap", above=LARGEST_RATIO_GAP))
-        return Loop(
+        self.trained = Loop(
             self.name,
             total,
             learners,
@@ -222,8 +234,9 @@ class Context:
             max_rollbacks=spec.max_rollbacks,
             rewind=rewind,
         )
+        return self.trained
 
-    def finish(self, learner: Learner, loop: Loop, output: str, template: str) -> None:
+    def finish(self, learner: AnyLearner, loop: Loop, output: str, template: str) -> None:
         """Publishes the best of what was trained, with its chat template inside its tokenizer."""
         loop.restore_best()
         folder = self.out(output)

@@ -17,13 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
 from xwin.errors import CheckpointError, StepRefused
 from xwin.learning import checkpoint
-from xwin.learning.learner import Learner
-from xwin.models.weights import write_weights
+from xwin.learning.group import keeper
+from xwin.learning.learner import AnyLearner
 from xwin.run import memory
 from xwin.run.console import Console, Progress
 from xwin.run.directory import StageDirectory
@@ -31,7 +28,7 @@ from xwin.run.events import Measure
 from xwin.run.guards import REACH, Alarm, Guard, Watch, explain, problem
 from xwin.run.log import AlarmLog, EventLog
 from xwin.run.signals import StopFlag
-from xwin.run.storage import digest_file, storage_errors, sync
+from xwin.run.storage import digest_file
 from xwin.run.turns import Turns, turns_from_json
 
 SHOWN = 8
@@ -73,7 +70,7 @@ class Loop:
 
     name: str
     total: int
-    learners: Mapping[str, Learner]
+    learners: Mapping[str, AnyLearner]
     directory: StageDirectory
     console: Console
     stop: StopFlag
@@ -91,6 +88,7 @@ class Loop:
     _progress: Progress | None = None
 
     def __post_init__(self) -> None:
+        self._keeper = keeper(self.learners)
         self._watch, self._turns = Watch(self.guards), Turns()
         self._samples: tuple[str, ...] = ()
         self._events = EventLog(self.directory.events, self.name)
@@ -105,14 +103,17 @@ class Loop:
             self.save()  # somewhere to return to
 
     @property
+    def at(self) -> tuple[int, tuple[str, ...]]:
+        """The step that it is at, and its samples."""
+        return self._step, self._samples
+
+    @property
     def ended(self) -> bool:
         """Whether patience is out."""
         return bool(self.state.get("_ended"))
 
     def _restore(self, found: Path) -> None:
-        saved = checkpoint.load(found, {role: learner.state() for role, learner in self.learners.items()})
-        for role, learner in self.learners.items():
-            learner.steps_done = saved["steps_done"][role]
+        saved = self._keeper.load(found)
         self.state = saved["state"]
         self.best = Best(**{**saved["best"], "value": float(saved["best"]["value"])})
         self._watch = Watch.from_json(self.guards, saved["watch"])
@@ -240,12 +241,7 @@ class Loop:
         """Keeps the trained parameters of the first learner when they are the best so far; ends when patience is out."""
         if score < self.best.value:
             path = self._best_file(self._step)
-            with storage_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_suffix(".tmp")
-                write_weights(part, next(iter(self.learners.values())).state()["parameters"], {"step": str(self._step)})
-                sync(part)
-                part.replace(path)
+            self._keeper.save_first(path, self._step)
             self.best = Best(score, self._step, sha256=digest_file(path))
         else:
             self.best.worse += 1
@@ -266,7 +262,6 @@ class Loop:
 
     def save(self) -> None:
         """Writes a checkpoint of the state after the current step."""
-        tensors = {role: learner.state() for role, learner in self.learners.items()}
         state = {
             "step": self._step + 1,
             "steps_done": {role: learner.steps_done for role, learner in self.learners.items()},
@@ -277,7 +272,7 @@ class Loop:
             "last": {n: v for n, v in self.last.items() if math.isfinite(v)},
         }
         reach = REACH if self._watch.rolls_back else 0
-        checkpoint.save(self.directory.checkpoints, self._step + 1, tensors, state, keep=self.kept, reach=reach)
+        self._keeper.save(self.directory.checkpoints, self._step + 1, state, keep=self.kept, reach=reach)
         spoken_of = {self._best_file(kept["best"]["step"]) for kept in checkpoint.states(self.directory.checkpoints)}
         for path in set(self.directory.checkpoints.glob("best-*")) - spoken_of:
             path.unlink()
@@ -295,10 +290,7 @@ class Loop:
         if not path.is_file() or digest_file(path) != self.best.sha256:
             fix = f"delete the folder {self.directory.folder} and run again: the stage starts anew"
             raise CheckpointError("the best parameters are missing, cut short or altered", str(path), fix)
-        saved = load_file(path)
-        with torch.no_grad():
-            for name, parameter in next(iter(self.learners.values())).state()["parameters"].items():
-                parameter.copy_(saved[name])
+        self._keeper.load_first(path)
 
 
 def _listed(what: str, samples: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from xwin.data.budget import shorten
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.template import Template, answers
 from xwin.errors import DataError
-from xwin.learning.learner import Learner, Reader
+from xwin.learning.learner import AnyLearner, Reader
 from xwin.models.weights import write_weights
 from xwin.objectives.kto import reference_point
 from xwin.run.storage import storage_errors, sync
@@ -146,7 +146,7 @@ class Judged:
         other = listen(reference, partial(self.mismatched, longest=tokens), parts, count=len(self.rows), tokens=tokens) if self.partners else None
         return replace(self, own=own, other=other)
 
-    def batches(self, policy: Learner, places: Sequence[int], tokens: int) -> list[Batch]:
+    def batches(self, policy: AnyLearner, places: Sequence[int], tokens: int) -> list[Batch]:
         """What one optimizer step learns from, or one evaluation sees.
 
         Args:
@@ -161,7 +161,7 @@ class Judged:
             rows = [replace(row, columns={**row.columns, "reference_point": zero}) for row in rows]
         return pack(rows, tokens=tokens, share=True)
 
-    def _reference_point(self, policy: Learner, places: Sequence[int], tokens: int) -> float:
+    def _reference_point(self, policy: AnyLearner, places: Sequence[int], tokens: int) -> float:
         assert self.other is not None
         batches = pack([self.other.add_to(self.mismatched(place, tokens), place) for place in places], tokens=tokens, share=True)
         gaps = []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xwin.data.batch import Sample, pack
 from xwin.errors import TrainingStopped
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.run.calibration import calibration_error, fit_temperature, reliability
 from xwin.run.cards import Bin, Calibration, LengthBias
@@ -52,7 +52,7 @@ class Heard:
         return self.score[self.pairs[:, 0]] - self.score[self.pairs[:, 1]]
 
 
-def hear(learner: Learner, rows: Sequence[Sample], tokens: int) -> Heard:
+def hear(learner: AnyLearner, rows: Sequence[Sample], tokens: int) -> Heard:
     """Asks a reward model about judged answers.
 
     Args:

@@ -17,7 +17,7 @@ from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Rollout, rollout_to_json
 from xwin.data.template import Template
 from xwin.errors import DataError, TrainingStopped
-from xwin.learning.learner import Learner, Reader
+from xwin.learning.learner import AnyLearner, Reader
 from xwin.objectives.value import explained_variance
 from xwin.ops import kl_k3
 from xwin.run.events import Measure, merged
@@ -93,11 +93,6 @@ def varied(group: Group, part: str | None) -> bool:
     return max(values) - min(values) >= SMALLEST_SPREAD
 
 
-def context_of(learner: Learner) -> int:
-    """Tokens that the network can read at once."""
-    return int(getattr(learner.model.network.config.get_text_config(), "max_position_embeddings", 1 << 30))
-
-
 def require_room(prompts: Iterable[Conversation], template: Template, answer: int, limits: Mapping[str, int]) -> None:
     """Sees to it that the longest prompt leaves room for an answer.
 
@@ -135,11 +130,11 @@ class Packing:
 class Team:
     """The models of a round."""
 
-    policy: Learner
-    critic: Learner | None
+    policy: AnyLearner
+    critic: AnyLearner | None
     reference: Reader | None
 
-    def learners(self) -> dict[str, Learner]:
+    def learners(self) -> dict[str, AnyLearner]:
         """What is trained, by role; the policy first."""
         return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
 

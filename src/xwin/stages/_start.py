@@ -10,7 +10,7 @@ from xwin.data.batch import Batch, Sample, pack
 from xwin.data.rollout import Group
 from xwin.data.template import Template
 from xwin.errors import TrainingStopped
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.run.events import Measure
 
 START_TOLERANCE = 0.01
@@ -27,7 +27,7 @@ RATIO = {torch.float32: 1e-5, torch.bfloat16: 0.0}
 that adds up in another order is forgiven, in bf16 it would drown the signal."""
 
 
-def require_sound(learner: Learner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template, *, cut: bool) -> None:
+def require_sound(learner: AnyLearner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template, *, cut: bool) -> None:
     """Checks the first step of a stage: masks, ends and beginnings of its samples, and that packing does not change what the model says.
 
     Args:
@@ -46,7 +46,7 @@ def require_sound(learner: Learner, samples: Sequence[Sample], batches: Sequence
 
 
 def require_sound_round(
-    learners: Sequence[Learner],
+    learners: Sequence[AnyLearner],
     round_: Sequence[tuple[Group, Sequence[Sample]]],
     lay_out: Callable[[Sequence[Sample]], list[Batch]],
     template: Template,
@@ -114,9 +114,9 @@ def _require_ends(sample: Sample, stop: Sequence[int], *, cut: bool) -> None:
         raise TrainingStopped(what, f"sample {sample.id}, token {unended}", "`xwin data show` shows what is trained; use another template")
 
 
-def _require_same_alone(learner: Learner, samples: Sequence[Sample], batch: Batch) -> None:
+def _require_same_alone(learner: AnyLearner, samples: Sequence[Sample], batch: Batch) -> None:
     """The model says the same of a sample in a pack and alone: no other sample is attended to."""
-    name = "score" if learner.model.head is not None else "logp"
+    name = "score" if learner.about.heads else "logp"
     packed = {sample.id: sample for sample in samples if sample.id in batch.ids}
     sample = min(packed.values(), key=lambda s: len(s.tokens))
     (alone,) = pack([sample], tokens=len(sample.tokens), temperature=batch.temperature)
@@ -127,7 +127,7 @@ def _require_same_alone(learner: Learner, samples: Sequence[Sample], batch: Batc
         values = out.get(name)
         found.append(values[segment : segment + 1] if name == "score" else values[(where.segment == segment) & where.mask])
     gap = float((found[0] - found[1]).abs().mean())
-    if not gap <= ALONE[learner.model.dtype]:  # also where it is not a number
+    if not gap <= ALONE[learner.about.dtype]:  # also where it is not a number
         what = f"the model says something else of it in a pack than alone: a mean difference of {gap:.3g}"
         fix = "its attention does not keep to single samples: this architecture cannot be trained in packs"
         raise TrainingStopped(what, f"sample {sample.id}", fix)

@@ -17,7 +17,7 @@ from xwin.data.conversation import Conversation, write_jsonl
 from xwin.data.rollout import Group
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.facts import SHARES
@@ -217,7 +217,7 @@ class Evaluate(Stage):
         mine, theirs = (self._sums(ctx.frozen(model), groups) for model in (contender.model, origin.model))
         return [mine[key] - theirs[key] for key in mine]
 
-    def _sums(self, learner: Learner, groups: Sequence[Group]) -> dict[str, float]:
+    def _sums(self, learner: AnyLearner, groups: Sequence[Group]) -> dict[str, float]:
         """Log-probability of each whole answer, nats, in order of groups."""
         samples = [to_sample(g.rollouts[0], {}) for g in groups]
         longest = max(TOKENS, *(len(s.tokens) for s in samples))

@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from xwin.data.store import Pool
 from xwin.data.template import Template
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.learning.optim import Optim
 from xwin.objectives._preference import PreferenceObjective
 from xwin.objectives.base import Objective
@@ -129,7 +129,7 @@ class Preference(RowTraining):
         """With partners where the objective needs a reference point."""
         return Judged(rows, partners(rows, ctx.seed("partners", name)) if "reference_point" in self.objective.needs else ())
 
-    def _heard(self, ctx: Context, train: Judged, held: Judged, steps: Steps, policy: Learner) -> tuple[Judged, Judged]:
+    def _heard(self, ctx: Context, train: Judged, held: Judged, steps: Steps, policy: AnyLearner) -> tuple[Judged, Judged]:
         """Both with what the reference says of them. It is asked once, and given back; a resumed stage finds the answers."""
         path = ctx.directory.checkpoints / "reference.safetensors"
         found = recall(path)
@@ -143,7 +143,7 @@ class Preference(RowTraining):
             remember(path, found)
         return train.recalled("train", found), held.recalled("held", found)
 
-    def _check_start(self, learner: Learner, train: Judged, steps: Steps, template: Template) -> None:
+    def _check_start(self, learner: AnyLearner, train: Judged, steps: Steps, template: Template) -> None:
         """What must hold before the first step; where the policy starts as the reference, its loss is known, too."""
         first = train.batches(learner, steps.places[0], self.tokens_per_batch)
         require_sound(learner, steps[0], first, template, cut=self.too_long == "truncate")

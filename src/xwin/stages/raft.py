@@ -25,7 +25,7 @@ from xwin.data.template import Template
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.errors import DataError
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.objectives.sft import Sft as CrossEntropy
 from xwin.run import memory
 from xwin.run.artifacts import Artifact, Conversations, ConversationsRef, Model, ModelRef
@@ -33,7 +33,7 @@ from xwin.run.events import Measure, merged
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
-from xwin.stages._rl import RolloutLog, context_of, describe, minibatches, require_room
+from xwin.stages._rl import RolloutLog, describe, minibatches, require_room
 from xwin.stages._sampling import Writer, judged, placed, sample
 from xwin.stages._selection import Kept, accounted, chosen
 from xwin.stages._start import require_sound
@@ -134,7 +134,7 @@ class Raft(Training):
         writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init))
         prompts = ctx.conversations(self.prompts)
         held = ctx.conversations(self.validation) if self.validation else []
-        context = {"the model's context": context_of(policy)}
+        context = {"the model's context": policy.about.context}
         require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
         require_room(held, template, self.sampling.max_tokens, context)
         log = RolloutLog(ctx.directory.rollouts)
@@ -159,7 +159,7 @@ class Raft(Training):
         ctx.out("kept").write_text("".join(_kept(ctx, step).read_text(encoding="utf-8") for step in range(self.steps)), encoding="utf-8")
         ctx.finish(policy, loop, "final", ctx.template_name(self.init))
 
-    def _sample(self, ctx: Context, writer: Writer, policy: Learner, asked: Sequence[Conversation], number: int) -> Round:
+    def _sample(self, ctx: Context, writer: Writer, policy: AnyLearner, asked: Sequence[Conversation], number: int) -> Round:
         """What a round samples and keeps; finished blocks of answers survive a kill.
 
         Raises:
@@ -173,7 +173,7 @@ class Raft(Training):
         memory.trim()
         return Round(number, groups, [chosen(group, above=self.above, most=self.most) for group in groups])
 
-    def _learn(self, ctx: Context, policy: Learner, template: Template, found: Round) -> dict[str, Measure]:
+    def _learn(self, ctx: Context, policy: AnyLearner, template: Template, found: Round) -> dict[str, Measure]:
         """Steps over what a round kept; no step where that is nothing."""
         rows = found.samples()
         metrics: dict[str, Measure] = {}
@@ -189,7 +189,7 @@ class Raft(Training):
         memory.trim()
         return metrics
 
-    def _validate(self, ctx: Context, writer: Writer, policy: Learner, held: Sequence[Conversation]) -> dict[str, float]:
+    def _validate(self, ctx: Context, writer: Writer, policy: AnyLearner, held: Sequence[Conversation]) -> dict[str, float]:
         """Mean score on prompts the policy is not trained on; answers that could not be scored are left out.
 
         Raises:

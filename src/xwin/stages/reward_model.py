@@ -15,7 +15,7 @@ from xwin.data.conversation import Preference
 from xwin.data.store import Pool
 from xwin.data.template import Template
 from xwin.errors import DataError, ModelError
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.objectives._reward import RewardObjective
 from xwin.objectives.base import Objective
@@ -121,25 +121,22 @@ class RewardModel(RowTraining):
         self._describe(ctx, learner, some(rows, MEASURED, ctx.seed("stats")), tested)
         ctx.finish(learner, loop, "final", ctx.template_name(self.init))
 
-    def _learner(self, ctx: Context, total: int) -> Learner:
+    def _learner(self, ctx: Context, total: int) -> AnyLearner:
         learner = ctx.learner(self.init, head="score", objective=self.objective, tune=self.tune, optim=self.optim, total=total, heads=self.heads)
-        head = learner.model.head
-        assert head is not None
-        if head.heads != self.heads:
-            raise ModelError(f"is a reward model of {head.heads} heads, and heads is {self.heads}", self.init, f"set heads: {head.heads}")
+        found = learner.about.heads
+        if found != self.heads:
+            raise ModelError(f"is a reward model of {found} heads, and heads is {self.heads}", self.init, f"set heads: {found}")
         return learner
 
-    def _check_start(self, learner: Learner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template) -> None:
+    def _check_start(self, learner: AnyLearner, samples: Sequence[Sample], batches: Sequence[Batch], template: Template) -> None:
         """What must hold before the first step; heads that are drawn anew know nothing, so the loss is known."""
         require_sound(learner, samples, batches, template, cut=self.too_long == "truncate")
-        assert learner.model.head is not None
         assert isinstance(self.objective, RewardObjective)
-        if learner.model.head.stats == RewardStats() and self.objective.start is not None:
+        if learner.about.stats == RewardStats() and self.objective.start is not None:
             require_start(learner.evaluate(batches)["loss"].value, self.objective.start, UNTRAINED_TOLERANCE)
 
-    def _describe(self, ctx: Context, learner: Learner, trained: Sequence[Sample], tested: Sequence[Sample] | None) -> None:
+    def _describe(self, ctx: Context, learner: AnyLearner, trained: Sequence[Sample], tested: Sequence[Sample] | None) -> None:
         """Gives the head its zero and unit, and its temperature where one can be fitted; writes what the scores are worth."""
-        assert learner.model.head is not None
         heard = hear(learner, trained, self.tokens_per_batch)
         stats = measure(heard, labelled=self._reads_labels)
         notes: list[str] = ["not calibrated: there are no held-out answers"]
@@ -151,7 +148,7 @@ class RewardModel(RowTraining):
             notes = _doubts(found) if found else [reason]
         if found:
             stats = replace(stats, temperature=found.temperature, even=0.0 if self._reads_labels else stats.mean)
-        learner.model.head.stats = stats
+        learner.measure_in(stats)
         bias = length_bias(heard)
         card = RewardCard(tested is not None, len(heard.lengths), self.heads, stats.mean, stats.std, bias, found, tuple(notes))
         (ctx.folder / "card.json").write_text(write_card(card), encoding="utf-8")

@@ -20,7 +20,7 @@ from xwin.data.template import Template
 from xwin.data.vocabulary import require_same_tokens
 from xwin.engines.base import EngineKind, Sampling
 from xwin.engines.local import Local
-from xwin.learning.learner import Learner, Reader
+from xwin.learning.learner import AnyLearner, Reader
 from xwin.objectives.base import Objective
 from xwin.objectives.ppo import Ppo
 from xwin.run import memory
@@ -38,7 +38,6 @@ from xwin.stages._rl import (
     RolloutLog,
     Team,
     carried,
-    context_of,
     describe,
     divergence,
     in_order,
@@ -243,7 +242,7 @@ class Rl(Training):
         template = ctx.template(self.init)
         writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init) if self.scorer else None)
         prompts, held = ctx.conversations(self.prompts), self._held_out(ctx)
-        context = {"the model's context": context_of(policy)}
+        context = {"the model's context": policy.about.context}
         require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
         require_room(held.prompts, template, self.sampling.max_tokens, context)
         log = RolloutLog(ctx.directory.rollouts)
@@ -277,7 +276,7 @@ class Rl(Training):
         prompts = ctx.conversations(self.validation) if self.validation else ()
         return HeldOut(prompts, ctx.scorer(self.gold, self.init) if self.gold else None)
 
-    def _reference(self, ctx: Context, policy: Learner) -> Reader | None:
+    def _reference(self, ctx: Context, policy: AnyLearner) -> Reader | None:
         if "ref_logp" not in self._needs():
             return None
         return ctx.reference(self.init, policy) if self.reference in {None, self.init} else ctx.reader(self.reference or self.init, self.init)
@@ -298,7 +297,7 @@ class Rl(Training):
         own = {guard.metric for guard in self.guards}
         return self.model_copy(update={"guards": (*self.guards, *(guard for guard in more if guard.metric not in own))})
 
-    def _critic(self, ctx: Context, total: int) -> Learner | None:
+    def _critic(self, ctx: Context, total: int) -> AnyLearner | None:
         if self.critic is None:
             return None
         c = self.critic
@@ -352,7 +351,7 @@ class Rl(Training):
             require_sound_round(list(team.learners().values()), [(groups[i], samples[i]) for i in passes[0][0]], packing.batches, check)
         metrics = {name: Mean(*pair) for name, pair in credited.stats.items()} | update(team, samples, passes, packing)
         if check is not None:
-            require_ratio(metrics, team.policy.model.dtype)
+            require_ratio(metrics, team.policy.about.dtype)
         shown = describe(drawn.everything) | divergence(groups, columns) | variance_explained(credited.samples)
         if self.kl is not None:
             shown["kl_coef"] = state.kl_coef

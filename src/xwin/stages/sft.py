@@ -11,7 +11,7 @@ from annotated_types import Ge
 from xwin.data.batch import Batch, pack
 from xwin.data.store import Pool
 from xwin.data.template import samples
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.models.hub import TemplateName
 from xwin.objectives.sft import Sft as CrossEntropy
 from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
@@ -98,6 +98,6 @@ def due(step: int, every: int, total: int) -> bool:
     return (step + 1) % every == 0 or step + 1 == total
 
 
-def validate(learner: Learner, held: list[Batch]) -> dict[str, float]:
+def validate(learner: AnyLearner, held: list[Batch]) -> dict[str, float]:
     """Loss and stats of the objective on held-out batches, as validation_* metrics."""
     return {f"validation_{name}": measure.value for name, measure in learner.evaluate(held).items()}

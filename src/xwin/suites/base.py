@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.sources import Rows
 from xwin.data.template import Template
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
+from xwin.models.causal import PackedModel
 from xwin.run.statistics import Interval, Paired
 from xwin.spec import Kind
 
@@ -69,11 +70,11 @@ class Workshop(Protocol):
         """Where the model or the data that `ref` names lies."""
         ...
 
-    def frozen(self, ref: str) -> Learner:
-        """A language model, loaded without an optimizer."""
+    def network(self, ref: str) -> PackedModel:
+        """A language model in this process, loaded without an optimizer."""
         ...
 
-    def frozen_scorer(self, model: str) -> Learner:
+    def frozen_scorer(self, model: str) -> AnyLearner:
         """A reward model, loaded without an optimizer."""
         ...
 

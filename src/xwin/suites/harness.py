@@ -47,7 +47,7 @@ class Harness(Suite):
         rows: dict[str, list[Row]] = {}
         for name, ref in evidence.models.items():
             if ref not in rows:  # two rows of one network, asked in two templates, say, are one here
-                rows[ref] = evaluate_model(name, workshop.frozen(ref).model, workshop.path(ref), load(asked), asked)
+                rows[ref] = evaluate_model(name, workshop.network(ref), workshop.path(ref), load(asked), asked)
         return [replace(row, model=name) for name, ref in evidence.models.items() for row in rows[ref]]
 
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from xwin.data.batch import Sample, pack
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.template import Template, answers
-from xwin.learning.learner import Learner
+from xwin.learning.learner import AnyLearner
 from xwin.run.artifacts import PreferencesRef, RewardModelRef
 from xwin.suites._reward_pairs import Pair, accuracy_rows, confidence_row
 from xwin.suites.base import Evidence, Row, Suite
@@ -42,7 +42,7 @@ class RewardModelSuite(Suite):
         return {name: [row.prompt[-1].text for row in read(ref)] for name, ref in self.sets.items()}
 
 
-def measure_sets(model: str, learner: Learner, template: Template, sets: Mapping[str, Sequence[Preference]]) -> list[Row]:
+def measure_sets(model: str, learner: AnyLearner, template: Template, sets: Mapping[str, Sequence[Preference]]) -> list[Row]:
     """The rows of every set.
 
     Args:
@@ -58,7 +58,7 @@ def measure_sets(model: str, learner: Learner, template: Template, sets: Mapping
     return rows
 
 
-def score_pairs(learner: Learner, template: Template, rows: Sequence[Preference]) -> Iterator[Pair]:
+def score_pairs(learner: AnyLearner, template: Template, rows: Sequence[Preference]) -> Iterator[Pair]:
     """Each preference with the raw scores of its two answers.
 
     Args:
@@ -80,7 +80,7 @@ def _samples(template: Template, rows: Sequence[Preference]) -> Iterator[Sample]
         yield Sample(f"{place // 2}/{place % 2}", said.tokens, said.mask)
 
 
-def _scores(learner: Learner, samples: Sequence[Sample]) -> dict[str, float]:
+def _scores(learner: AnyLearner, samples: Sequence[Sample]) -> dict[str, float]:
     """Sample id -> raw score."""
     batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
     said = learner.forward(batches, frozenset({"score"}))
