@@ -44,7 +44,7 @@ ACTIONS: Mapping[str, str] = {"warn": "warned", "stop": "stopped", "rollback": "
 """What a guard did, in words."""
 SAID_ELSEWHERE = ("overlap/", "task/", "rm_accuracy/", "longer_wins/", "rm_length_matched/")
 """Metrics whose notes stand in a table, or say what its columns say."""
-CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/")
+CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/", "mt_bench/")
 """What the metrics begin with whose categories are drawn side by side."""
 
 KEY_METRICS = 5
@@ -254,8 +254,10 @@ def _result(stage: StageFacts) -> Result:
         ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
         ("Foundation tasks, %", boards.foundation(stage.table)),
         ("Tasks, %", boards.tasks(stage.table)),
+        ("MT-bench by category, 1 to 10", boards.mt_bench(stage.table)),
         ("Reward model, on held-out pairs", final_table(rows, reward) if reward else []),
         ("Reward models, on sets of preferences", boards.reward_sets(stage.table)),
+        ("Judges", boards.judges(stage.table)),
         ("Overlap with training data", boards.contamination(stage.table)),
     )
     noted = (c for c in stage.table if c.note and not c.metric.startswith(SAID_ELSEWHERE))
@@ -283,9 +285,9 @@ def _bars(stage: StageFacts, prefix: str) -> Iterator[Figure]:
     names, rows = boards.categories(stage.table, prefix, models)
     if len(names) > 1:
         meaning = f"from top to bottom in each: {', '.join(models)}" if len(models) > 1 else ""
-        yield Figure(
-            f"{prefix.removeprefix('task/').rstrip('/')} by category", "%", meaning, Markup(plots.bars(f"{stage.name}/{prefix}", names, rows))
-        )
+        unit, top = ("1 to 10", 10) if prefix == boards.MT_BENCH else ("%", 100)
+        svg = plots.bars(f"{stage.name}/{prefix}", names, rows, top=top)
+        yield Figure(f"{prefix.removeprefix('task/').rstrip('/')} by category", unit, meaning, Markup(svg))
 
 
 def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:

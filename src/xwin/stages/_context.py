@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -182,14 +183,26 @@ class Context:
         """An engine over a model."""
         return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
 
-    def chat(self, engine: EngineKind, model: str | None) -> Chat:
-        """Somebody to ask: an endpoint, or an engine over a model. Answers are kept in the cache folder, so that no recipe asks twice."""
+    def chat(self, engine: EngineKind, model: str | None, name: str | None = None) -> Chat:
+        """Somebody to ask: an endpoint, or an engine over a model, in its own template or the one of that name. Answers are kept in the cache
+        folder, so that no recipe asks twice."""
         replies = cache_folder() / REPLIES
         if model is None:
             return engine.chat(replies)
-        template = self.template(model)
-        who = " ".join([digest_folder(self.path(model)), self.template_digest(model), self.inputs[model].dtype, str(engine.settings())])
+        template = self.template(model, name)
+        who = " ".join([digest_folder(self.path(model)), self.template_digest(model, name), self.inputs[model].dtype, str(engine.settings())])
         return KeptChat(EngineChat(self.engine(engine, model, template), template), ReplyStore(replies), who)
+
+    @contextmanager
+    def asking(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Shows how many of `total` questions were answered; between two of them the run can be stopped."""
+        with self.console.progress(f"{self.name} {what}", total, "questions") as progress:
+
+            def told(answered: int) -> None:
+                progress.advance(answered)
+                self.stop.obey()
+
+            yield told
 
     def scorer(self, kind: ScorerKind, writer: str) -> Scorer:
         """A scorer of what the model `writer` writes."""

@@ -15,7 +15,7 @@ from xwin.credit.base import to_sample
 from xwin.data.batch import pack, unpack
 from xwin.data.conversation import Conversation, write_jsonl
 from xwin.data.rollout import Group
-from xwin.engines.base import EngineKind, Sampling
+from xwin.engines.base import Chat, EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.learning.learner import Learner
 from xwin.models.hub import TemplateName
@@ -150,8 +150,14 @@ class Evaluate(Stage):
 
     def _evidence(self, ctx: Context) -> Evidence:
         models = {c.name: c.model for c in self.contenders}
+        rows = {c.name: c for c in self.contenders}
+        before = {c.name: c.before for c in self.contenders if c.before}
+
+        def talk(name: str) -> Chat:
+            return ctx.chat(self.engine, rows[name].model, self._template(ctx, rows[name]))
+
         if self.prompts is None or self.gold is None:
-            return Evidence((), {}, {}, "", {}, models, ctx)
+            return Evidence((), {}, before, self.reference or "", {}, models, ctx, talk)
         prompts = ctx.conversations(self.prompts)
         origin = next(c for c in self.contenders if c.name == self.reference)
         answers: dict[str, Sequence[Answer]] = {}
@@ -168,8 +174,7 @@ class Evaluate(Stage):
                 answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
         if self.judge is not None:
             answers = judged_answers(ctx, self.judge, prompts, answers, origin.name)
-        before = {c.name: c.before for c in self.contenders if c.before}
-        return Evidence(prompts, answers, before, origin.name, samples, models, ctx)
+        return Evidence(prompts, answers, before, origin.name, samples, models, ctx, talk)
 
     def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation], gold: ScorerKind) -> list[Group]:
         """Answers, judged by the gold scorer.

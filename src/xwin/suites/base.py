@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.sources import Rows
 from xwin.data.template import Template
+from xwin.engines.base import Chat, EngineKind
 from xwin.learning.learner import Learner
 from xwin.run.statistics import Interval, Paired
 from xwin.spec import Kind
@@ -85,6 +87,18 @@ class Workshop(Protocol):
         """The rows of a source of preferences."""
         ...
 
+    def chat(self, engine: EngineKind, model: str | None) -> Chat:
+        """Somebody to ask: an endpoint, or `engine` over the model that `model` names. Answers are kept."""
+        ...
+
+    def asking(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """What to tell how many of `total` questions were answered just now; then the run may be stopped."""
+        ...
+
+    def seed(self, *path: str | int) -> int:
+        """The seed of a draw."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -103,6 +117,8 @@ class Evidence:
     """Model -> reference of its weights, to ask the workshop for."""
     workshop: Workshop | None = None
     """Opens models and files; None where there is nothing but the answers."""
+    talk: Callable[[str], Chat] | None = None
+    """Model -> somebody to talk to: its weights in its template, by the stage's engine; None where there is nothing but the answers."""
 
     def families(self) -> dict[str, list[int]]:
         """Family of prompts -> indices."""

@@ -1,0 +1,207 @@
+"""MT-bench and judge quality as suites of a recipe: the numbers by hand, against a real endpoint, and their boards in the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines.endpoint import Endpoint, Say, endpoint
+from scorers.test_judge import longer
+from stages.small import Done, carry_out, failure, ids, pairs, write
+
+from xwin.run.facts import read_run
+from xwin.run.report import write_report
+
+QUESTIONS = {81: "writing", 82: "writing", 111: "math"}
+GOOD, BAD, ODD = "good", "bad", "odd"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What judges answer is kept elsewhere than in the cache of other tests."""
+    monkeypatch.setenv("XWIN_CACHE", str(tmp_path / "cache"))
+
+
+def table(done: Done) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = json.loads((done.stage("report") / "table.json").read_text())
+    return {(row["model"], row["metric"]): row for row in rows}
+
+
+def judge(server: Endpoint) -> dict[str, Any]:
+    return {"kind": "remote", "model": "toy", "key": None, "endpoint": server.url}
+
+
+def exam(folder: Path) -> dict[str, Any]:
+    """FastChat's files: three questions, and the reference answers of the one about math."""
+    write(folder / "question.jsonl", [{"question_id": i, "category": c, "turns": [f"first of {i}", f"second of {i}"]} for i, c in QUESTIONS.items()])
+    choices = [{"index": 0, "turns": ["ref one", "ref two"]}]
+    write(folder / "reference.jsonl", [{"question_id": 111, "model_id": "gpt-4", "choices": choices}])
+    return {"kind": "mt_bench", "data": "./question.jsonl", "references": "./reference.jsonl", "max_tokens": 12}
+
+
+def said_by(body: dict[str, Any], name: str) -> str:
+    """The answer that is judged: the last one of this assistant."""
+    return re.findall(rf"{name} answered:\n(.*?)(?:\n\n|$)", body["messages"][-1]["content"], re.DOTALL)[-1].strip()
+
+
+GRADES = {GOOD: "[[9]]", BAD: "[[3]]", ODD: "no grade"}
+
+
+def graded(body: dict[str, Any], number: int) -> Say:
+    return Say(GRADES.get(said_by(body, "The assistant"), "[[5]]"))
+
+
+def compared(body: dict[str, Any], number: int) -> Say:
+    """good beats everything; of two others the one shown first wins."""
+    first, second = said_by(body, "Assistant A"), said_by(body, "Assistant B")
+    return Say("[[B]]" if second == GOOD != first else "[[A]]")
+
+
+def scripted(text: str) -> dict[str, Any]:
+    """An engine that always answers this."""
+    return {"kind": "scripted", "other": ids(text)}
+
+
+def test_mt_bench_grades_every_row(tmp_path: Path, tiny_folder: Path) -> None:
+    """Both rows answer "good" everywhere: 9 in each turn and category, and no difference between them."""
+    rows = [{"name": "one", "model": "base"}, {"name": "two", "model": "base", "template": "own", "before": "one"}]
+    with endpoint(graded) as server:
+        suite = {**exam(tmp_path), "engine": judge(server)}
+        stages = {"report": {"kind": "evaluate", "contenders": rows, "engine": scripted(GOOD), "suites": [suite]}}
+        done = carry_out(tmp_path, tiny_folder, stages)
+        assert len(server.asked) == 12  # the own template keeps the space before the answer, so the two rows' answers are not the same
+        assert sum("ref one" in body["messages"][-1]["content"] for body in server.asked) == 4  # math, first and second turn
+    found = table(done)
+    metrics = ["mt_bench", "mt_bench_1", "mt_bench_2", "mt_bench/writing", "mt_bench/math"]
+    assert [metric for model, metric in found if model == "one"] == metrics
+    assert {row["value"] for row in found.values()} == {9.0}
+    whole = found["two", "mt_bench"]
+    assert (whole["n"], whole["low"], whole["high"], whole["p"], whole["against"]) == (3, 9.0, 9.0, 1.0, "one")
+    assert whole["note"] == "judged by toy"
+    assert found["two", "mt_bench/writing"]["n"] == 2
+    page = write_report(done.path).read_text()
+    assert "MT-bench by category, 1 to 10" in page
+    assert "mt_bench by category" in page
+
+
+def test_grades_by_hand_with_one_that_cannot_be_read(tmp_path: Path, tiny_folder: Path) -> None:
+    """Grades 9 9 | 3 3 | 5 -: all 29 / 5; the interval is of the questions' means 9, 3, 5."""
+
+    def rule(body: dict[str, Any], number: int) -> Say:
+        text = body["messages"][-1]["content"]
+        if "first of 111" in text:
+            return Say("no grade" if "second of 111" in text else "[[5]]")
+        return Say("[[9]]" if "first of 81" in text else "[[3]]")
+
+    with endpoint(rule) as server:
+        suite = {**exam(tmp_path), "engine": judge(server), "retries": 1}
+        stages = {"report": {"kind": "evaluate", "contenders": [{"name": "one", "model": "base"}], "engine": scripted(GOOD), "suites": [suite]}}
+        found = table(carry_out(tmp_path, tiny_folder, stages))
+        assert len(server.asked) == 6 + 1  # the unreadable one once more
+    whole = found["one", "mt_bench"]
+    assert whole["value"] == pytest.approx(29 / 5)
+    assert 3 <= whole["low"] < 17 / 3 < whole["high"] <= 9
+    assert whole["note"] == "judged by toy, 1 of 6 judgements could not be read and are left out"
+    assert [found["one", f"mt_bench{part}"]["value"] for part in ("_1", "_2", "/writing", "/math")] == [pytest.approx(17 / 3), 6.0, 6.0, 5.0]
+    assert "low" not in found["one", "mt_bench/math"]  # of one question there is no interval
+
+
+def test_mt_bench_pairs_are_played_against_the_reference(tmp_path: Path, tiny_folder: Path) -> None:
+    """The tiny model writes noise; of two answers of which none is good the one shown first wins: ties by order alone."""
+    rows = [{"name": "one", "model": "base"}, {"name": "two", "model": "base", "template": "own"}]
+    with endpoint(compared) as server:
+        suite = {**exam(tmp_path), "engine": judge(server), "mode": "pairs"}
+        stages = {"report": {"kind": "evaluate", "contenders": rows, "reference": "two", "suites": [suite]}}
+        done = carry_out(tmp_path, tiny_folder, stages)
+        assert len(server.asked) == 12
+    (row,) = json.loads((done.stage("report") / "table.json").read_text())
+    assert (row["model"], row["metric"], row["value"], row["against"], row["n"]) == ("one", "mt_bench_wins", 0.5, "two", 3)
+    assert row["note"] == "0 won, 0 lost, 6 ties (6 by order alone); judged by toy"
+    assert "mt_bench_wins, %" in write_report(done.path).read_text()
+
+
+def test_mt_bench_asks_nothing_twice(tmp_path: Path, tiny_folder: Path) -> None:
+    """Run again elsewhere, neither the judge nor the model is asked: what they answered is kept."""
+    rows = [{"name": "one", "model": "base"}]
+    with endpoint(graded) as server:
+        suite = {**exam(tmp_path), "engine": judge(server)}
+        stages = {"report": {"kind": "evaluate", "contenders": rows, "suites": [suite]}}
+        first = table(carry_out(tmp_path, tiny_folder, stages))
+        asked = len(server.asked)
+        (tmp_path / "run").rename(tmp_path / "before")
+        assert table(carry_out(tmp_path, tiny_folder, stages)) == first
+        assert len(server.asked) == asked
+
+
+def test_questions_that_need_reference_answers_say_so(tmp_path: Path, tiny_folder: Path) -> None:
+    with endpoint(graded) as server:
+        suite = {**exam(tmp_path), "engine": judge(server), "references": None}
+        stages = {"report": {"kind": "evaluate", "contenders": [{"name": "one", "model": "base"}], "suites": [suite]}}
+        error = failure(tmp_path, tiny_folder, stages)
+        assert "math are judged against reference answers" in str(error)
+        assert not server.asked
+
+
+def llmbar(folder: Path) -> str:
+    """Four pairs; people prefer the first output, the second, the second, the first; a judge of the file is right twice in both orders."""
+    told = [("aa", "b", 1), ("a", "bbb", 2), ("aaaa", "b", 2), ("a", "b", 1)]
+    rows = [
+        {"subset": "Natural" if i < 2 else "Hard", "instruction": f"q{i}", "output_1": a, "output_2": b, "label": label, "judges": {"old": [1, 1]}}
+        for i, (a, b, label) in enumerate(told)
+    ]
+    return f"./{write(folder / 'llmbar.jsonl', rows).name}"
+
+
+def test_a_judge_is_measured_against_the_votes_of_people(tmp_path: Path, tiny_folder: Path) -> None:
+    """The judge prefers the longer output: right, right, wrong; of two of one length what it sees first, so its orders disagree there."""
+    with endpoint(longer) as server:
+        suite = {"kind": "judge_quality", "sets": {"llmbar": llmbar(tmp_path)}, "engine": judge(server)}
+        done = carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}})
+        assert len(server.asked) == 8
+    found = table(done)
+    ours = found["toy", "judge_agreement/llmbar"]
+    assert (ours["value"], ours["n"]) == ((1 + 1 + 0 + 0.5) / 4, 4)
+    assert ours["low"] < ours["value"] < ours["high"]
+    assert "note" not in ours  # everything was read, and nothing is published of this judge
+    assert found["toy", "judge_consistent/llmbar"]["value"] == 0.75
+    assert found["toy", "judge_agreement/llmbar/Natural"]["value"] == 1.0
+    assert found["old", "judge_agreement/llmbar"]["value"] == 0.5
+    assert ("old", "judge_agreement/llmbar/Natural") not in found  # parts are of those that are asked now, and of the baseline
+    assert found["the longer output", "judge_agreement/llmbar"]["value"] == 0.5  # right, right, wrong, and "equal" where people chose
+    page = write_report(done.path).read_text()
+    assert "<h3>Judges" in page
+    assert "toy on llmbar/Natural" in page
+
+
+def test_a_reward_model_may_be_the_judge(tmp_path: Path, tiny_folder: Path) -> None:
+    """It has learned to prefer one of two answers; people say the same, then the opposite."""
+    good, bad = "yes, with pleasure", "no"
+    write(tmp_path / "pairs.jsonl", pairs(good, bad, 12))
+    votes = [{"instruction": f"Say it {i}.", "output_1": good, "output_2": bad, "label": 1 + i % 2, "judges": {}} for i in range(4)]
+    write(tmp_path / "votes.jsonl", votes)
+    stages = {
+        "rm": {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "epochs": 6, "optim": {"lr": 3e-3}},
+        "report": {"kind": "evaluate", "suites": [{"kind": "judge_quality", "sets": {"votes": "./votes.jsonl"}, "reward_model": "rm"}]},
+    }
+    found = table(carry_out(tmp_path, tiny_folder, stages))
+    assert found["rm", "judge_agreement/votes"]["value"] == 0.5
+    assert found["rm", "judge_consistent/votes"]["value"] == 1.0
+
+
+def test_a_model_without_an_engine_asks_nobody(tmp_path: Path, tiny_folder: Path) -> None:
+    suite = {"kind": "judge_quality", "sets": {"votes": llmbar(tmp_path)}, "model": "base"}
+    error = failure(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}})
+    assert "an engine must ask the model" in str(error)
+
+
+def test_what_is_not_known_has_no_number(tmp_path: Path, tiny_folder: Path) -> None:
+    """An interval that is not known is left out of the table, and read back as not known."""
+    suite = {"kind": "judge_quality", "sets": {"llmbar": llmbar(tmp_path)}}
+    done = carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}})
+    assert "NaN" not in (done.stage("report") / "table.json").read_text()
+    kappa = next(cell for cell in read_run(done.path).table if cell.metric == "judge_kappa/llmbar")
+    assert math.isnan(kappa.low)
