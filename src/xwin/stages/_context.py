@@ -13,9 +13,10 @@ from typing import Any
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.files import data_digest
 from xwin.data.formats import Makes
+from xwin.data.reading import Reading
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
-from xwin.data.vocabulary import require_same_tokens
+from xwin.data.vocabulary import other_token, require_same_tokens
 from xwin.distributed.world import World
 from xwin.engines._replies import KeptChat, ReplyStore
 from xwin.engines.base import Chat, Engine, EngineChat, EngineKind
@@ -38,6 +39,7 @@ from xwin.scorers.base import Scorer, ScorerKind
 from xwin.seeds import derive
 from xwin.stages._inputs import Resolved
 from xwin.stages._loop import LARGEST_RATIO_GAP, Loop
+from xwin.stages._rl import context_of
 from xwin.stages._training import Training
 from xwin.stages.base import Stage
 
@@ -53,8 +55,15 @@ class _Shop:
     writer: str
 
     def frozen_scorer(self, model: str) -> Learner:
-        """The reward model, if it reads the writer's tokens."""
-        return self.ctx.reader(model, self.writer, "score")
+        """See Context.frozen_scorer."""
+        return self.ctx.frozen_scorer(model)
+
+    def reading(self, model: str, scorer: Learner) -> Reading:
+        """By text where the reward model has other tokens than the writer."""
+        differing = other_token(self.ctx.path(self.writer), self.ctx.path(model))
+        if differing:
+            self.ctx.console.message(f"{self.ctx.name}: {model} has other tokens than {self.writer} ({differing}): it reads the answers as text")
+        return Reading(self.ctx.template(model), bool(differing), context_of(scorer))
 
     def chat(self, engine: EngineKind, model: str | None) -> Chat:
         """See Context.chat."""
@@ -170,14 +179,14 @@ class Context:
         """See scorers.base.Workshop: a reward model for texts of no model's own."""
         return self.frozen(model, "score")
 
-    def reader(self, ref: str, writer: str, head: Head = "language") -> Learner:
-        """A frozen model that reads what the model `writer` writes: a reference, a teacher, a reward model.
+    def reader(self, ref: str, writer: str) -> Learner:
+        """A frozen model that reads what the model `writer` writes: a reference or a teacher.
 
         Raises:
             ModelError: a token id means something else to it.
         """
         require_same_tokens(self.path(writer), self.path(ref))
-        return self.frozen(ref, head)
+        return self.frozen(ref)
 
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
         """An engine over a model."""

@@ -15,6 +15,7 @@ from xwin.credit.base import to_sample
 from xwin.data.batch import pack, unpack
 from xwin.data.conversation import Conversation, write_jsonl
 from xwin.data.rollout import Group
+from xwin.data.vocabulary import other_token
 from xwin.engines.base import Chat, EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.learning.learner import Learner
@@ -214,8 +215,8 @@ class Evaluate(Stage):
         return [Answer(text, r.score is not None and r.score.value > 0.5, len(r.completion), reward) for r, text, reward in triples]
 
     def _kl(self, ctx: Context, contender: Contender, origin: Contender, groups: Sequence[Group]) -> list[float | None]:
-        """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates."""
-        if self._template(ctx, contender) != self._template(ctx, origin):
+        """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates or tokens."""
+        if self._template(ctx, contender) != self._template(ctx, origin) or other_token(ctx.path(contender.model), ctx.path(origin.model)):
             return [None] * len(groups)
         if contender.model == origin.model:
             return [0.0] * len(groups)
