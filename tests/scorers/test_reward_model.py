@@ -134,6 +134,9 @@ class Shelves:
     def frozen_scorer(self, model: str) -> Learner:
         return Learner(load(self.folder / model, head="score", tuning=Frozen(), dtype="float32"), self.folder / model, World.alone())
 
+    def reading(self, model: str, scorer: Learner) -> Reading:
+        return Reading(load_template(self.folder / model, "vicuna"), by_text=False, context=2048)
+
 
 @torch.no_grad()
 def raw_scores(folder: Path) -> list[list[float]]:

@@ -28,6 +28,17 @@ def bpe_model(folder: Path) -> Path:
 
 
 SCORER: dict[str, Any] = {"kind": "reward_model", "model": "rm"}
+RL: dict[str, Any] = {
+    "kind": "rl",
+    "init": "base",
+    "prompts": "./prompts.jsonl",
+    "scorer": SCORER,
+    "objective": "grpo",
+    "credit": "group",
+    "kl": None,
+    "prompts_per_step": 2,
+    "n": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Done:
         "rm": {"kind": "reward_model", "init": str(model), "data": "./pairs.jsonl", "validation": "./held.jsonl", "epochs": 6, "optim": {"lr": 3e-3}},
         "best": {**asked, "scorer": SCORER},
         "sure": {**asked, "scorer": {**SCORER, "unit": "probability"}},
-        "cut": {**asked, "scorer": SCORER, "sampling": {"max_tokens": 3}},
+        "cut": {**RL, "steps": 1, "sampling": {"max_tokens": 3}},
     }
     return carry_out(folder, tiny_folder, stages)
 
@@ -96,19 +107,7 @@ def test_a_tokenizer_that_loses_the_text_is_refused(tmp_path: Path, tiny_folder:
     write(tmp_path / "prompts.jsonl", prompts(4))
     write(tmp_path / "pairs.jsonl", pairs("e", "o", 4))
     rm = {"kind": "reward_model", "init": str(with_other_tokens({"S": None})), "data": "./pairs.jsonl", "epochs": 1}
-    rl = {
-        "kind": "rl",
-        "init": "base",
-        "prompts": "./prompts.jsonl",
-        "scorer": SCORER,
-        "objective": "grpo",
-        "credit": "group",
-        "kl": None,
-        "steps": 1,
-        "prompts_per_step": 2,
-        "n": 2,
-        "sampling": {"max_tokens": 4},
-    }
+    rl = {**RL, "steps": 1, "sampling": {"max_tokens": 4}}
     error = failure(tmp_path, tiny_folder, {"rm": rm, "x": rl})
     assert "no answer of the round could be scored" in str(error)
     notes = {row["score"]["note"] for row in read(tmp_path / "run" / "stages" / "x" / "rollouts.jsonl")}

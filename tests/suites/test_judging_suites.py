@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from engines.endpoint import Endpoint, Say, endpoint
-from scorers.test_judge import longer
+from scorers.test_judge import FIRST, longer
 from stages.small import Done, carry_out, failure, ids, pairs, write
 
 from xwin.run.facts import read_run
 from xwin.run.report import write_report
+from xwin.scorers._judge_parsing import is_switched
 
 QUESTIONS = {81: "writing", 82: "writing", 111: "math"}
 GOOD, BAD, ODD = "good", "bad", "odd"
@@ -175,6 +176,43 @@ def test_a_judge_is_measured_against_the_votes_of_people(tmp_path: Path, tiny_fo
     page = write_report(done.path).read_text()
     assert "<h3>Judges" in page
     assert "toy on llmbar/Natural" in page
+
+
+def test_a_judge_that_goes_by_order_varies_from_seed_to_seed(tmp_path: Path, tiny_folder: Path) -> None:
+    """It prefers what it sees first. Under each seed the order is drawn anew, and a vote counts against the majority of the other three."""
+    votes = llmbar(tmp_path)
+    with endpoint(lambda body, number: Say(FIRST)) as server:
+        suite = {"kind": "judge_quality", "sets": {"llmbar": votes}, "engine": judge(server), "seeds": 4}
+        found = table(carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}}))
+    wrong = []
+    for i in range(4):
+        said = [2 if is_switched(f"q{i}", seed) else 1 for seed in (1, 2, 3, 4)]
+        wrong += [vote != (2 if sum(said) - vote >= 5 else 1) for vote in said]
+    assert any(wrong)
+    assert found["toy", "judge_variance/llmbar"]["value"] == pytest.approx(sum(wrong) / 16)
+    assert found["toy", "judge_first/llmbar"]["value"] == 1.0
+    assert found["toy", "judge_consistent/llmbar"]["value"] == 0.0
+
+
+def test_alpaca_eval_against_the_outputs_of_a_file(tmp_path: Path, tiny_folder: Path) -> None:
+    """Instructions 0 to 4 with reference outputs; both rows answer "good", which is longer than two of the first four and as long as one."""
+    texts = ["x", "yy", " good", "a longer one", "never asked"]
+    rows = [{"instruction": f"q{i}", "output": text.strip(), "generator": "davinci"} for i, text in enumerate(texts)]
+    (tmp_path / "davinci.json").write_text(json.dumps(rows))
+    both = [{"name": "one", "model": "base"}, {"name": "two", "model": "base", "before": "one"}]
+    with endpoint(longer) as server:
+        suite = {"kind": "alpaca_eval", "data": "./davinci.json", "judge": {"engine": judge(server)}, "first": 4, "sampling": {"max_tokens": 12}}
+        done = carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "contenders": both, "engine": scripted(GOOD), "suites": [suite]}})
+        assert len(server.asked) == 3  # the third output is equal, and both rows answer alike
+    found = table(done)
+    one, two = found["one", "alpaca_eval"], found["two", "alpaca_eval"]
+    assert (one["value"], one["n"], one["stderr"]) == (0.625, 4, pytest.approx(0.4787 / 2, abs=1e-4))
+    assert one["low"] < 0.625 < one["high"]
+    assert one["note"] == "against davinci: 2 won, 1 lost, 1 equal; 4 characters on average"
+    assert (two["p"], two["against"]) == (1.0, "one")
+    page = write_report(done.path).read_text()
+    assert "win rate on AlpacaEval" in page
+    assert "<h3>Leaderboard" in page
 
 
 def test_a_reward_model_may_be_the_judge(tmp_path: Path, tiny_folder: Path) -> None:

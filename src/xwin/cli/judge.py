@@ -116,7 +116,7 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
     _show(row, theirs.model, found)
 
 
-def judge_quality(
+def judge_quality(  # noqa: PLR0913, PLR0917 - an option each
     files: Annotated[
         list[Path], typer.Argument(metavar="VOTES...", show_default=False, help="PandaLM's test set, LLMBar, re-annotations (.jsonl, .json, .gz).")
     ],
@@ -124,6 +124,7 @@ def judge_quality(
     endpoint: Endpoint = "https://api.openai.com/v1",
     key: KeyName = "OPENAI_API_KEY",
     style: Annotated[StyleName, typer.Option(help="ranking or token.")] = StyleName.ranking,
+    seeds: Annotated[int | None, typer.Option(min=2, metavar="N", show_default=False, help="Ask it under N seeds too, for its variance.")] = None,
     replies: Replies = None,
     as_json: AsJson = False,
 ) -> None:
@@ -136,7 +137,7 @@ def judge_quality(
       xwin eval judge-quality llmbar.jsonl.gz --judge remote:gpt-4-0613
     """
     from xwin.suites._judge_quality import report
-    from xwin.suites._judge_votes import read_votes, votes_of
+    from xwin.suites._judge_votes import asked_now, questions_for, read_votes
 
     sets = [read_votes(path) for path in files]
     asking = find_judge(who, endpoint, key, replies, style=style.value, orders="both", prompt=None, retries=2, seed=0) if who else None
@@ -144,8 +145,8 @@ def judge_quality(
     for votes in sets:
         own = []
         if asking is not None:
-            with progress(asking.name, 2 * len(votes.pairs)) as told:
-                own = [votes_of(asking.name, votes.pairs, asking.judge(votes.pairs, told))]
+            with progress(asking.name, questions_for(asking, votes.pairs, seeds)) as told:
+                own = [asked_now(asking, votes.pairs, told, seeds=seeds)]
         reports.append(report(votes, own))
     if as_json:
         print(json.dumps({"sets": [asdict(each) for each in reports]}, allow_nan=False))

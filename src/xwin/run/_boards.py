@@ -38,9 +38,9 @@ MT_BENCH = "mt_bench/"
 
 
 def rated(table: Sequence[Cell]) -> list[Cell]:
-    """The win rates that models are ranked by: a judge's where one was asked, else the gold scorer's."""
-    found = {metric: [c for c in table if c.metric == metric] for metric in ("judged", "win_rate")}
-    return found["judged"] or found["win_rate"]
+    """The win rates that models are ranked by: on AlpacaEval's instructions, else a judge's on the stage's prompts, else the gold scorer's."""
+    found = ([c for c in table if c.metric == metric] for metric in ("alpaca_eval", "judged", "win_rate"))
+    return next(filter(None, found), [])
 
 
 def leaderboard(table: Sequence[Cell]) -> Grid:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl", "stages", ".lock")
 """A folder that holds one of these is a run directory."""
 
-SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged", "mt_bench_wins"})
+SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged", "alpaca_eval", "mt_bench_wins"})
 """Metrics of the final table that are shares, shown in percent."""
 
 SHARED = (

@@ -46,6 +46,14 @@ SAID_ELSEWHERE = ("overlap/", "task/", "rm_accuracy/", "longer_wins/", "rm_lengt
 """Metrics whose notes stand in a table, or say what its columns say."""
 CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/", "mt_bench/")
 """What the metrics begin with whose categories are drawn side by side."""
+WHOLE: Mapping[str, str] = {
+    "accuracy": "accuracy, all families",
+    "win_rate": "win rate",
+    "judged": "win rate, judged",
+    "alpaca_eval": "win rate on AlpacaEval",
+    "mt_bench_wins": "MT-bench, games won",
+}
+"""Metrics over everything that are drawn with their intervals -> the name of the plot."""
 
 KEY_METRICS = 5
 """Metrics of a stage shown in the table of stages."""
@@ -268,7 +276,7 @@ def _result(stage: StageFacts) -> Result:
 def _comparisons(stage: StageFacts) -> Iterator[Figure]:
     """Accuracy and win rate with their intervals, win rate against length, and bars by category."""
     metrics = ordered([cell.metric for cell in stage.table])
-    for metric in (m for m in metrics if m in {"accuracy", "win_rate", "judged"}):
+    for metric in (m for m in metrics if m in WHOLE):
         yield _dots(stage.name, stage.table, metric)
     if dots := boards.win_rate_dots(stage.table):
         svg = plots.scatter(f"{stage.name}/win rate and length", dots, x="length, tokens", y="win rate, %")
@@ -294,8 +302,7 @@ def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:
     cells = [c for c in table if c.metric == metric]
     rows = [plots.Whisker(c.model, 100 * c.value, 100 * c.low, 100 * c.high) for c in cells]
     counts = sorted({c.n for c in cells})
-    whole = {"accuracy": "accuracy, all families", "win_rate": "win rate", "judged": "win rate, judged"}
-    name = whole.get(metric, metric.removeprefix("accuracy/"))
+    name = WHOLE.get(metric, metric.removeprefix("accuracy/"))
     return Figure(name, f"%, n = {' or '.join(map(str, counts))}", "", Markup(plots.whiskers(f"{stage}/{metric}", rows, low=-2, high=102)))
 
 

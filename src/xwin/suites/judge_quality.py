@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
@@ -16,7 +16,7 @@ from xwin.scorers._pairwise import Judging, Style
 from xwin.scorers._reward_judge import RewardJudge
 from xwin.scorers.judge import Judge
 from xwin.suites._judge_quality import LONGEST, Quality, Report, report
-from xwin.suites._judge_votes import read_votes, votes_of
+from xwin.suites._judge_votes import asked_now, questions_for, read_votes
 from xwin.suites.base import Evidence, Row, Suite, Workshop
 
 COLUMNS: Mapping[str, str] = {
@@ -48,6 +48,9 @@ class JudgeQuality(Suite):
     retries: Annotated[int, Ge(0)] = 2
     """How often the judge is asked again when its answer cannot be read."""
 
+    seeds: Annotated[int, Ge(2)] | None = None
+    """Seeds under which the judge is asked again, each in an order of its own, for its variance; null = its variance is not measured."""
+
     reward_model: RewardModelRef | None = None
     """A reward model that judges too: the output of the higher reward is the better one; null = none."""
 
@@ -68,10 +71,15 @@ class JudgeQuality(Suite):
         for name, votes in sets.items():
             own = []
             for judge in judges:
-                with shop.asking(f"{judge.name} on {name}", 2 * len(votes.pairs)) as told:
-                    own.append(votes_of(judge.name, votes.pairs, judge.judge(votes.pairs, told)))
+                with shop.asking(f"{judge.name} on {name}", questions_for(judge, votes.pairs, self.seeds)) as told:
+                    own.append(asked_now(judge, votes.pairs, told, seeds=self.seeds))
             rows += _rows(name, report(votes, own), {judge.name for judge in judges} | {LONGEST})
         return rows
+
+    def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
+        assert evidence.workshop is not None
+        path = evidence.workshop.path
+        return {name: [pair.instruction for pair in read_votes(path(ref)).pairs] for name, ref in self.sets.items()}
 
     def _judges(self, shop: Workshop) -> Iterator[Judging]:
         if self.engine is not None:
