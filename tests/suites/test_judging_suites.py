@@ -230,6 +230,18 @@ def test_a_reward_model_may_be_the_judge(tmp_path: Path, tiny_folder: Path) -> N
     assert found["rm", "judge_consistent/votes"]["value"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("suite", "rows"),
+    [({"kind": "mt_bench", "mode": "pairs"}, 1), ({"kind": "mt_bench"}, 0), ({"kind": "alpaca_eval"}, 0), ({"kind": "harness"}, 0)],
+)
+def test_a_suite_that_asks_models_needs_rows(tmp_path: Path, tiny_folder: Path, suite: dict[str, Any], rows: int) -> None:
+    exam(tmp_path)
+    judge = {"kind": "remote", "model": "toy", "key": None}
+    more = {"mt_bench": {"data": "./question.jsonl", "engine": judge}, "alpaca_eval": {"data": "./question.jsonl", "judge": {"engine": judge}}}
+    stage = {"kind": "evaluate", "contenders": [{"name": "one", "model": "base"}][:rows], "suites": [suite | more.get(suite["kind"], {})]}
+    assert f"rows, and there are {rows}" in str(failure(tmp_path, tiny_folder, {"report": stage}))
+
+
 def test_a_model_without_an_engine_asks_nobody(tmp_path: Path, tiny_folder: Path) -> None:
     suite = {"kind": "judge_quality", "sets": {"votes": llmbar(tmp_path)}, "model": "base"}
     error = failure(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}})

@@ -115,6 +115,9 @@ class Evaluate(Stage):
         names = [c.name for c in self.contenders]
         known = f"one of: {', '.join(names)}"
         problems = self._unasked() if any(suite.reads_answers for suite in self.suites) else []
+        rows = max((suite.least_rows() for suite in self.suites), default=0)
+        if len(names) < rows:
+            problems.append(("contenders", f"a suite asks the models of at least {rows} rows, and there are {len(names)}", "add rows"))
         if self.reference is not None and self.reference not in names:
             problems.append(("reference", f"no row is named '{self.reference}'", known))
         if (self.judge is None) == any(isinstance(suite, Judged) for suite in self.suites):

@@ -25,7 +25,7 @@ from xwin.suites.base import Evidence, Row, Suite, Workshop
 
 class AlpacaEval(Suite):
     """Win rate against the outputs of a file, text-davinci-003's for instance, by a judge: with standard error, 95 % interval (bootstrap over
-    instructions), counts, and a paired t test against `before`.
+    instructions), counts, and a paired t test against `before`. Every row answers once: `n` and `scorer` of a row are not used.
     Dubois et al. 2023, arXiv:2305.14387; docs/evaluation.md has the formulas."""
 
     data: ConversationsRef
@@ -41,6 +41,9 @@ class AlpacaEval(Suite):
     """How the models answer."""
 
     reads_answers: ClassVar[bool] = False
+
+    def least_rows(self) -> int:
+        return 1
 
     def measure(self, evidence: Evidence) -> list[Row]:
         shop, talk = evidence.workshop, evidence.talk

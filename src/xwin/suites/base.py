@@ -143,6 +143,10 @@ class Suite(Kind):
         """How many answers to a prompt it needs of at least one model."""
         return 1
 
+    def least_rows(self) -> int:
+        """How many rows of `contenders` it asks at least."""
+        return 0
+
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
         """What it asks, by name: texts that training data should not hold."""
         return {"prompts": [prompt.prompt[-1].text for prompt in evidence.prompts]} if self.reads_answers else {}

@@ -32,8 +32,10 @@ class Exam:
 
 class MtBench(Suite):
     """Grades from 1 to 10, over all, by turn and by category (mean; 95 % bootstrap interval over questions; paired t test against `before`), or the
-    share of games won against the stage's `reference`, each game in both orders, ties as one half. What the judge says that cannot be read is asked
-    again, counted and left out. Zheng et al. 2023, arXiv:2306.05685; questions and reference answers are FastChat's files."""
+    share of games won against the stage's `reference`, each game in both orders, ties as one half. Zheng et al. 2023, arXiv:2306.05685.
+
+    Every row answers once: `n` and `scorer` of a row are not used. What the judge says that cannot be read is asked again, counted and left out.
+    Questions and reference answers are FastChat's files."""
 
     data: ConversationsRef
     """FastChat's question.jsonl."""
@@ -60,6 +62,9 @@ class MtBench(Suite):
     """How often the judge is asked again when its answer cannot be read."""
 
     reads_answers: ClassVar[bool] = False
+
+    def least_rows(self) -> int:
+        return 2 if self.mode == "pairs" else 1
 
     def measure(self, evidence: Evidence) -> list[Row]:
         assert evidence.workshop is not None
