@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Done:
     write(folder / "pairs.jsonl", pairs(GOOD, BAD, 24))
     write(folder / "held.jsonl", pairs(GOOD, BAD, 40)[:28] + pairs(BAD, GOOD, 40)[28:])
     engine = {"kind": "scripted", "answers": {f"q{i}": [ids(text) for text in (BAD, GOOD, ODD)] for i in range(4)}}
-    asked = {"kind": "best_of_n", "policy": "base", "prompts": "./prompts.jsonl", "n": 3, "engine": engine}
+    asked = {"kind": "best_of_n", "policy": "base", "prompts": "./prompts.jsonl", "n": 3, "most": 3, "engine": engine}
     stages = {
         "rm": {"kind": "reward_model", "init": str(model), "data": "./pairs.jsonl", "validation": "./held.jsonl", "epochs": 6, "optim": {"lr": 3e-3}},
         "best": {**asked, "scorer": SCORER},
@@ -60,10 +61,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Done:
     return carry_out(folder, tiny_folder, stages)
 
 
-def scores(done: Done, stage: str) -> list[list[float]]:
-    """Of each prompt, by sample."""
-    rows = read(done.stage(stage) / "rollouts.jsonl")
-    return [[row["score"]["value"] for row in rows if row["prompt_id"] == f"q{i}"] for i in range(4)]
+def scores(done: Done, stage: str) -> dict[tuple[str, str], float]:
+    """(prompt, answer) -> score."""
+    rows = read(done.stage(stage) / "conversations.jsonl")
+    return {(row["messages"][0]["content"], row["messages"][1]["content"]): row["meta"]["score"] for row in rows}
 
 
 def raw(done: Done, prompt: str, answer: str) -> float:
@@ -77,18 +78,18 @@ def raw(done: Done, prompt: str, answer: str) -> float:
 
 def test_scores_are_those_of_the_text_in_the_reward_models_own_template(judged: Done) -> None:
     stats = json.loads((judged.stage("rm") / "final" / "reward_stats.json").read_text())
-    expected = [[(raw(judged, f"Say it {i}.", text) - stats["mean"]) / stats["std"] for text in (BAD, GOOD, ODD)] for i in range(4)]
-    for mine, theirs in zip(scores(judged, "best"), expected, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4)
-    assert {row["messages"][-1]["content"] for row in read(judged.stage("best") / "conversations.jsonl")} == {GOOD}
+    found = scores(judged, "best")
+    assert len(found) == 12
+    for (prompt, answer), score in found.items():
+        assert score == pytest.approx((raw(judged, prompt, answer) - stats["mean"]) / stats["std"], abs=1e-4)
+    assert found["Say it 0.", GOOD] > found["Say it 0.", BAD]
 
 
 def test_the_calibration_that_was_published_with_it_still_holds(judged: Done) -> None:
     stats = json.loads((judged.stage("rm") / "final" / "reward_stats.json").read_text())
     assert stats["temperature"] is not None
-    found = scores(judged, "sure")[0]
-    logits = [(raw(judged, "Say it 0.", text) - stats["even"]) / stats["temperature"] for text in (BAD, GOOD, ODD)]
-    assert found == pytest.approx(torch.tensor(logits).sigmoid().tolist(), abs=1e-4)
+    for (prompt, answer), score in scores(judged, "sure").items():
+        assert score == pytest.approx(1 / (1 + math.exp(-(raw(judged, prompt, answer) - stats["even"]) / stats["temperature"])), abs=1e-4)
 
 
 def test_it_is_said_that_the_text_is_read(judged: Done) -> None:

@@ -85,7 +85,7 @@ def test_mt_bench_grades_every_row(tmp_path: Path, tiny_folder: Path) -> None:
     assert whole["note"] == "judged by toy"
     assert found["two", "mt_bench/writing"]["n"] == 2
     page = write_report(done.path).read_text()
-    assert "MT-bench by category, 1 to 10" in page
+    assert "MT-bench, grades from 1 to 10" in page
     assert "mt_bench by category" in page
 
 

@@ -35,6 +35,8 @@ JUDGE: Mapping[str, str] = {
 """What is measured of a judge on a set of votes."""
 MT_BENCH = "mt_bench/"
 """What the names of MT-bench's categories begin with."""
+TURNS: Mapping[str, str] = {"mt_bench_1": "first turn", "mt_bench_2": "second turn"}
+"""MT-bench's turns."""
 
 
 def rated(table: Sequence[Cell]) -> list[Cell]:
@@ -95,9 +97,10 @@ def judges(table: Sequence[Cell]) -> Grid:
 
 
 def mt_bench(table: Sequence[Cell]) -> Grid:
-    """MT-bench by category; models side by side."""
+    """MT-bench over all, by turn and by category; models side by side. Empty where no answer was graded."""
     named = dict.fromkeys(c.metric for c in table if c.metric.startswith(MT_BENCH))
-    return side_by_side(table, "category", {metric: metric.removeprefix(MT_BENCH) for metric in named})
+    rows = {"mt_bench": "all", **TURNS, **{metric: metric.removeprefix(MT_BENCH) for metric in named}}
+    return side_by_side(table, "part", rows) if named else []
 
 
 def contamination(table: Sequence[Cell]) -> Grid:

@@ -254,7 +254,7 @@ def _result(stage: StageFacts) -> Result:
     rows = [asdict(cell) for cell in stage.table]
     metrics = ordered([cell.metric for cell in stage.table])
     reward = [m for m in metrics if m in boards.REWARD]
-    others = [m for m in metrics if "/" not in m and m not in reward]
+    others = [m for m in metrics if "/" not in m and m not in reward and m not in boards.TURNS]
     families = {m: m.removeprefix("accuracy/") for m in metrics if m.startswith("accuracy/")}
     tables = (
         ("", final_table(rows, others) if others else []),
@@ -262,7 +262,7 @@ def _result(stage: StageFacts) -> Result:
         ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
         ("Foundation tasks, %", boards.foundation(stage.table)),
         ("Tasks, %", boards.tasks(stage.table)),
-        ("MT-bench by category, 1 to 10", boards.mt_bench(stage.table)),
+        ("MT-bench, grades from 1 to 10", boards.mt_bench(stage.table)),
         ("Reward model, on held-out pairs", final_table(rows, reward) if reward else []),
         ("Reward models, on sets of preferences", boards.reward_sets(stage.table)),
         ("Judges", boards.judges(stage.table)),
