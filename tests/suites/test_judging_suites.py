@@ -13,6 +13,7 @@ from engines.endpoint import Endpoint, Say, endpoint
 from scorers.test_judge import FIRST, longer
 from stages.small import Done, carry_out, failure, ids, pairs, write
 
+from suites.public import ROOT
 from xwin.run.facts import read_run
 from xwin.run.report import write_report
 from xwin.scorers._judge_parsing import is_switched
@@ -255,3 +256,20 @@ def test_what_is_not_known_has_no_number(tmp_path: Path, tiny_folder: Path) -> N
     assert "NaN" not in (done.stage("report") / "table.json").read_text()
     kappa = next(cell for cell in read_run(done.path).table if cell.metric == "judge_kappa/llmbar")
     assert math.isnan(kappa.low)
+
+
+@pytest.mark.skipif(not (ROOT / "human_agreement").exists(), reason=f"the public sets of human votes are not in {ROOT}")
+def test_the_published_judges_from_a_recipe(tmp_path: Path, tiny_folder: Path) -> None:
+    """PandaLM's test set, as `xwin eval judge-quality` has it (tests/cli/test_judge.py)."""
+    (tmp_path / "pandalm.jsonl.gz").write_bytes((ROOT / "human_agreement" / "pandalm_testset.jsonl.gz").read_bytes())
+    suite = {"kind": "judge_quality", "sets": {"pandalm": "./pandalm.jsonl.gz"}}
+    found = table(carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}}))
+    assert [round(found[f"people {pair}", "judge_kappa/pandalm"]["value"], 4) for pair in ("1 and 2", "1 and 3", "2 and 3")] == [
+        0.8829,
+        0.8926,
+        0.9009,
+    ]
+    assert found["people 1 and 2", "judge_kappa/pandalm"]["note"] == "published, of all 999 pairs: 0.852"
+    shares = [found[judge, "judge_agreement/pandalm"]["value"] for judge in ("gpt35", "pandalm7b", "the longer output")]
+    assert [round(100 * share, 2) for share in shares] == [70.45, 65.50, 59.30]
+    assert "not reproducible from the 484 that are here: agreement 71.07" in found["gpt35", "judge_agreement/pandalm"]["note"]

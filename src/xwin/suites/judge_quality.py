@@ -89,7 +89,11 @@ class JudgeQuality(Suite):
 
 
 def _rows(name: str, found: Report, asked: set[str]) -> Iterator[Row]:
-    """A judge's rows on a set; on its parts too, if it was asked now or is the baseline."""
+    """How far people agree, and each judge's rows; of parts of the set too, if it was asked now or is the baseline."""
+    for pair, kappa in found.people.items():
+        first, second = pair.removeprefix("kappa_")
+        told = f"published, of all {found.n_full} pairs: {found.people_published[pair]:g}" if pair in found.people_published else ""
+        yield Row(f"people {first} and {second}", f"judge_kappa/{name}", kappa, math.nan, math.nan, found.n_pairs, note=told)
     for quality in found.judges:
         if not quality.part or quality.judge in asked:
             yield from _judge_rows(f"{name}/{quality.part}" if quality.part else name, quality, found)
