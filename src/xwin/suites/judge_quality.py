@@ -101,8 +101,8 @@ def _rows(name: str, found: Report, asked: set[str]) -> Iterator[Row]:
 
 def _judge_rows(name: str, quality: Quality, found: Report) -> Iterator[Row]:
     """What the set can say of the judge; the first row has the note."""
-    ends = (math.nan if end is None else end / 100 for end in (quality.low, quality.high))
-    rows = [] if quality.agreement is None else [Row(quality.judge, f"judge_agreement/{name}", quality.agreement / 100, *ends, quality.n)]
+    low, high = (math.nan if end is None else end / 100 for end in (quality.low, quality.high))
+    rows = [] if quality.agreement is None else [Row(quality.judge, f"judge_agreement/{name}", quality.agreement / 100, low, high, quality.n)]
     values = {"judge_kappa": quality.kappa} | {metric: _share(getattr(quality, field)) for field, metric in COLUMNS.items()}
     rows += [Row(quality.judge, f"{metric}/{name}", value, math.nan, math.nan, quality.n) for metric, value in values.items() if value is not None]
     for place, row in enumerate(rows):
