@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xwin.ops import kl_k1, kl_k2, kl_k3, masked_mean, masked_variance, token_logp, uniform_logp, whiten
+from xwin.ops import _logits, kl_k1, kl_k2, kl_k3, masked_mean, masked_variance, token_logp, uniform_logp, whiten
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -85,10 +85,10 @@ def test_k3_is_never_negative_and_finite_far_away() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-@pytest.mark.parametrize("trained", ["hidden", "hidden and head", "head"])
+@pytest.mark.parametrize("trained", ["hidden", "hidden and weight and bias", "weight and bias", "hidden and bias", "bias"])
 def test_token_logp_is_log_softmax_at_the_temperature(temperature: float, chunk: int, trained: str) -> None:
     hidden, weight, bias = drawn(7, 5), drawn(11, 5, seed=1), drawn(11, seed=2)
-    leaves = (hidden,) * ("hidden" in trained) + (weight, bias) * ("head" in trained)
+    leaves = [leaf for name, leaf in (("hidden", hidden), ("weight", weight), ("bias", bias)) if name in trained]
     for leaf in leaves:
         leaf.requires_grad_()
     tokens = torch.tensor([0, 10, 3, 3, 5, 7, 1])
@@ -148,19 +148,30 @@ def test_entropy_is_formed_on_request_alone() -> None:
     assert token_logp(hidden, weight, None, torch.arange(4), temperature=1.0)[1] is None
 
 
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "without a bias"])
 @pytest.mark.parametrize("trained", [True, False], ids=["head trained", "head frozen"])
-def test_gradients_by_products_in_bf16_keep_the_log_probability_and_are_near_the_exact_ones(trained: bool) -> None:
+def test_gradients_by_products_in_bf16_keep_the_log_probability_and_are_near_the_exact_ones(trained: bool, biased: bool) -> None:
     tokens = torch.arange(40) * 7
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         hidden, weight = drawn(40, 64).requires_grad_(), (drawn(300, 64, seed=1) * 0.3).requires_grad_(trained)
-        logp, _ = token_logp(hidden, weight, None, tokens, temperature=0.8, dtype=dtype, chunk=300 * 16)
-        found.append([logp.detach(), *torch.autograd.grad(logp, (hidden, weight) if trained else (hidden,), drawn(40, seed=2))])
+        bias = drawn(300, seed=3).requires_grad_(trained) if biased else None
+        logp, _ = token_logp(hidden, weight, bias, tokens, temperature=0.8, dtype=dtype, chunk=300 * 16)
+        leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None and leaf.requires_grad]
+        found.append([logp.detach(), *torch.autograd.grad(logp, leaves, drawn(40, seed=2))])
     (exact, *slopes), (rounded, *rounded_slopes) = found
     assert torch.equal(exact, rounded)
     for a, b in zip(slopes, rounded_slopes, strict=True):
         assert a.dtype == b.dtype == torch.float32
         assert 0 < (a - b).norm() < 0.01 * a.norm()
+
+
+def test_logits_are_the_same_by_the_other_way_to_form_them() -> None:
+    """On a CPU double precision takes the way that a GPU takes."""
+    hidden, weight, bias = drawn(4, 5), drawn(11, 5, seed=1), drawn(11, seed=2)
+    exact = _logits(hidden.double(), weight.double(), bias.double())
+    torch.testing.assert_close(exact, hidden.double() @ weight.double().T + bias.double())
+    torch.testing.assert_close(_logits(hidden, weight, bias).double(), exact, atol=1e-5, rtol=1e-5)
 
 
 def test_the_mean_of_one_element_is_that_element() -> None:

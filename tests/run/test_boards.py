@@ -3,7 +3,7 @@
 import math
 from xml.etree import ElementTree
 
-from xwin.run._boards import categories, contamination, foundation, leaderboard, reward_sets, tasks, win_rate_dots
+from xwin.run._boards import categories, contamination, foundation, judges, leaderboard, mt_bench, reward_sets, tasks, win_rate_dots
 from xwin.run.facts import Cell
 from xwin.run.plots import Dot, Whisker, bars, scatter
 
@@ -89,3 +89,32 @@ def test_the_plots_are_whole_even_where_numbers_are_missing() -> None:
     for svg in drawn:
         ElementTree.fromstring(svg.replace("xlink:href", "href"))
     assert "a $b$" in drawn[0]
+
+
+def test_mt_bench_by_turn_and_category_in_grades() -> None:
+    table = [cell("a", "mt_bench", 6.5), cell("a", "mt_bench_1", 7.0), cell("a", "mt_bench_2", 6.0), cell("a", "mt_bench/math", 3.0)]
+    assert mt_bench([*table, cell("b", "mt_bench/math", 4.0)]) == [
+        ["part", "a", "b", "n"],
+        ["all", "6.50 [6.49, 6.51]", "", "100"],
+        ["first turn", "7.00 [6.99, 7.01]", "", "100"],
+        ["second turn", "6.00 [5.99, 6.01]", "", "100"],
+        ["math", "3.00 [2.99, 3.01]", "4.00 [3.99, 4.01]", "100"],
+    ]
+    assert mt_bench([cell("a", "accuracy", 0.5)]) == []
+    names, rows = categories([*table, cell("a", "mt_bench/stem", 8.0)], "mt_bench/", ["a"])
+    assert (names, [bar.value for (bar,) in rows]) == (["math", "stem"], [3.0, 8.0])  # grades, not percent
+
+
+def test_judges_have_a_row_per_set() -> None:
+    table = [cell("gpt", "judge_agreement/pandalm", 0.7), cell("gpt", "judge_kappa/pandalm", 0.5), cell("gpt", "judge_first/llmbar/Natural", 0.6)]
+    assert judges(table) == [
+        ["judge", "agrees with people, %", "kappa", "for the first, %", "for the longer, %", "both orders agree, %", "variance, %", "n"],
+        ["gpt on pandalm", "70.0 [69.0, 71.0]", "0.500 [0.490, 0.510]", "", "", "", "", "100"],
+        ["gpt on llmbar/Natural", "", "", "60.0 [59.0, 61.0]", "", "", "", "100"],
+    ]
+
+
+def test_models_are_ranked_by_the_win_rate_that_says_most() -> None:
+    table = [cell("a", "win_rate", 0.9), cell("b", "win_rate", 0.1), cell("a", "judged", 0.3), cell("b", "judged", 0.4)]
+    assert [row[0] for row in leaderboard(table)[1:]] == ["b", "a"]
+    assert [row[0] for row in leaderboard([*table, cell("a", "alpaca_eval", 0.6), cell("b", "alpaca_eval", 0.5)])[1:]] == ["a", "b"]

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
 from xwin.data.conversation import Conversation, Message
+from xwin.data.reading import Reading
 from xwin.data.rollout import Finish, Group, Rollout
+from xwin.data.template import load_template
 from xwin.distributed.world import World
 from xwin.errors import ModelError
 from xwin.learning.learner import Learner
@@ -34,6 +36,9 @@ class Shelf:
     def frozen_scorer(self, model: str) -> Learner:
         assert model == "rm"
         return Learner(load(self.folder, head="score", tuning=Frozen(), dtype="float32"), self.folder, World.alone())
+
+    def reading(self, model: str, scorer: Learner) -> Reading:
+        return Reading(load_template(self.folder, "vicuna"), by_text=False, context=2048)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,9 @@ class Shelves:
 
     def frozen_scorer(self, model: str) -> Learner:
         return Learner(load(self.folder / model, head="score", tuning=Frozen(), dtype="float32"), self.folder / model, World.alone())
+
+    def reading(self, model: str, scorer: Learner) -> Reading:
+        return Reading(load_template(self.folder / model, "vicuna"), by_text=False, context=2048)
 
 
 @torch.no_grad()

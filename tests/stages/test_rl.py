@@ -12,7 +12,7 @@ from xwin.credit.base import to_sample
 from xwin.data.batch import unpack
 from xwin.data.conversation import Conversation, Message
 from xwin.data.rollout import Group, Rollout, Score, rollout_from_json, scored
-from xwin.errors import RecipeError
+from xwin.errors import CheckpointError, RecipeError
 from xwin.learning.learner import Learner
 from xwin.objectives.ppo import Ppo
 from xwin.scorers._outcome import failed
@@ -237,6 +237,23 @@ def test_the_log_of_rollouts_forgets_what_will_be_written_again(tmp_path: Path) 
     log.rewind(2)
     assert log.path.read_bytes() == b"".join(lines[:2])
     log.rewind(0)
+    assert log.path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"[1]", b'{"text": "x"}', b'{"step": null}', b"\xff\x00"])
+def test_a_line_that_is_not_of_the_log_is_named(tmp_path: Path, line: bytes) -> None:
+    log = RolloutLog(tmp_path / "rollouts.jsonl")
+    user = Conversation("x", (Message("user", "?"),))
+    for step in range(2):
+        log.append(step, [Group(user, (rollout(f"g{step}", 0, (9,), (5, 2)),), ("a",))])
+    first, second = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(first + line + b"\n" + second)
+    before = log.path.read_bytes()
+    with pytest.raises(CheckpointError, match="not a line of this log") as caught:
+        log.rewind(2)
+    assert caught.value.where == f"{log.path}:2"
+    assert log.path.read_bytes() == before
+    log.rewind(0)  # what will be written again is not looked at
     assert log.path.read_bytes() == b""
 
 

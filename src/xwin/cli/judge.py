@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -62,14 +62,15 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
         str,
         typer.Option(metavar="OUTPUTS", show_default=False, help="The same of the other model; or davinci003, gpt4_1106: AlpacaEval's."),
     ],
-    who: Who,
+    who: Annotated[list[str], typer.Option("--judge", metavar="WHO", show_default=False, help=f"{KINDS}. Several are a pool that takes turns.")],
     endpoint: Endpoint = "https://api.openai.com/v1",
     key: KeyName = "OPENAI_API_KEY",
     style: Annotated[StyleName, typer.Option(help="ranking: as AlpacaEval 1; token: as AlpacaEval 2, needs log-probabilities.")] = StyleName.ranking,
     orders: Annotated[OrdersName, typer.Option(help="one: drawn per instruction, as AlpacaEval; both: each pair twice.")] = OrdersName.one,
     prompt: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False, help="A published prompt, in place of our wording.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often an answer that cannot be read is asked for again.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the order, as alpaca_eval's, and of the judge.")] = 0,
+    flipped: Annotated[float, typer.Option(min=0, max=0.5, metavar="SHARE", help="Of labels that chance turns round; AlpacaFarm: 0.25.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of order, pool and chance, as alpaca_eval's, and of the judge.")] = 0,
     first: Annotated[int | None, typer.Option(min=1, metavar="N", show_default=False, help="Judge the first N instructions only.")] = None,
     common: Annotated[bool, typer.Option("--common", help="Judge the instructions both have, where they differ.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", show_default=False, help="Write labels as alpaca_eval's annotations.json.")] = None,
@@ -86,6 +87,8 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
       xwin eval judge mine.json --against theirs.json --judge remote:my-judge --endpoint http://localhost:8000/v1 --key ""
 
       xwin eval judge mine.json --against theirs.json --judge reward:runs/tiny-s0:rm --json
+
+      xwin eval judge mine.json --against davinci003 --judge remote:gpt-4-0613 --judge judge.yaml --flipped 0.25
     """
     from xwin.run.storage import write_atomic
     from xwin.suites._alpaca_win_rate import standing
@@ -97,7 +100,8 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
     if not common:
         same_questions(mine, theirs)
     theirs = replace(theirs, texts=dict(_shared(theirs, mine)[:first]))
-    asking = find_judge(who, endpoint, key, replies, style=style.value, orders=orders.value, prompt=prompt, retries=retries, seed=seed)
+    asked = {"style": style.value, "orders": orders.value, "prompt": prompt, "retries": retries, "seed": seed}
+    asking = _varied([find_judge(name, endpoint, key, replies, **asked) for name in dict.fromkeys(who)], flipped, seed)
     with progress(asking.name, len(theirs.texts) * (1 + (orders is OrdersName.both))) as told:
         judged = judged_pairs(theirs, mine, asking, told)
     found = account(judged)
@@ -112,7 +116,7 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
     _show(row, theirs.model, found)
 
 
-def judge_quality(
+def judge_quality(  # noqa: PLR0913, PLR0917 - an option each
     files: Annotated[
         list[Path], typer.Argument(metavar="VOTES...", show_default=False, help="PandaLM's test set, LLMBar, re-annotations (.jsonl, .json, .gz).")
     ],
@@ -120,6 +124,7 @@ def judge_quality(
     endpoint: Endpoint = "https://api.openai.com/v1",
     key: KeyName = "OPENAI_API_KEY",
     style: Annotated[StyleName, typer.Option(help="ranking or token.")] = StyleName.ranking,
+    seeds: Annotated[int | None, typer.Option(min=2, metavar="N", show_default=False, help="Ask it under N seeds too, for its variance.")] = None,
     replies: Replies = None,
     as_json: AsJson = False,
 ) -> None:
@@ -132,7 +137,7 @@ def judge_quality(
       xwin eval judge-quality llmbar.jsonl.gz --judge remote:gpt-4-0613
     """
     from xwin.suites._judge_quality import report
-    from xwin.suites._judge_votes import read_votes, votes_of
+    from xwin.suites._judge_votes import asked_now, questions_for, read_votes
 
     sets = [read_votes(path) for path in files]
     asking = find_judge(who, endpoint, key, replies, style=style.value, orders="both", prompt=None, retries=2, seed=0) if who else None
@@ -140,8 +145,8 @@ def judge_quality(
     for votes in sets:
         own = []
         if asking is not None:
-            with progress(asking.name, 2 * len(votes.pairs)) as told:
-                own = [votes_of(asking.name, votes.pairs, asking.judge(votes.pairs, told))]
+            with progress(asking.name, questions_for(asking, votes.pairs, seeds)) as told:
+                own = [asked_now(asking, votes.pairs, told, seeds=seeds)]
         reports.append(report(votes, own))
     if as_json:
         print(json.dumps({"sets": [asdict(each) for each in reports]}, allow_nan=False))
@@ -168,6 +173,14 @@ def find_judge(who: str, endpoint: str, key: str, replies: Path | None, **settin
     if who.startswith("reward:"):
         return over_reward_model(who.removeprefix("reward:"))
     return over_chat(who, find_chat(who, endpoint, key, replies), settings)
+
+
+def _varied(judges: Sequence[Judging], flipped: float, seed: int) -> Judging:
+    """The judge, or several as a pool; with chance in it where that is asked for."""
+    from xwin.scorers._annotators import Noisy, Pool
+
+    one = judges[0] if len(judges) == 1 else Pool(judges, seed)
+    return Noisy(one, flipped, seed) if flipped else one
 
 
 def find_chat(who: str, endpoint: str, key: str, replies: Path | None) -> Chat:
@@ -240,8 +253,13 @@ def _shared(first: Outputs, second: Outputs) -> list[tuple[str, str]]:
 
 def _described(asking: Judging) -> dict[str, Any]:
     """What the judgements hang on, beside the model."""
+    from xwin.scorers._annotators import Noisy, Pool
     from xwin.scorers._pairwise import ChatJudge
 
+    if isinstance(asking, Noisy):
+        return _described(asking.of) | {"flipped": asking.flipped, "seed": asking.seed}
+    if isinstance(asking, Pool):
+        return {"pool": [{"name": judge.name} | _described(judge) for judge in asking.judges], "seed": asking.seed}
     if not isinstance(asking, ChatJudge):
         return {}
     asked = asking.asking
@@ -295,6 +313,8 @@ def account_lines(found: Account) -> list[str]:
         lines.append(f"the output shown first was preferred {100 * found.first_preferred:.1f} % (50: no position bias)")
     if found.consistent is not None:
         lines.append(f"both orders agree on {100 * found.consistent:.1f} %")
+    if found.n_drawn:
+        lines.append(f"{found.n_drawn} labels were drawn by chance")
     if found.n_repeated:
         lines.append(f"{found.n_repeated} questions were asked again: their first answer could not be read")
     if found.n_unread:

@@ -13,7 +13,7 @@ import typer
 
 from xwin.cli.eval import AsJson
 from xwin.cli.judge import EXAMPLES, Endpoint, KeyName, Replies, Who, find_chat, progress, require_place
-from xwin.errors import DataError, UserError
+from xwin.errors import UserError
 
 if TYPE_CHECKING:
     from xwin.suites._mt_bench import Answers, Game, Graded, MtJudge, Question
@@ -73,12 +73,12 @@ def mt_bench(  # noqa: PLR0913, PLR0917 - an option each
 
       xwin eval mt-bench runs/tiny-s0:sft runs/tiny-s0:ppo --mode pairs --questions question.jsonl --references reference.jsonl --judge judge.yaml
     """
-    from xwin.suites._mt_bench import MtJudge, read_answers, read_questions, require_answers
+    from xwin.suites._mt_bench import MtJudge, read_answers, read_questions, read_references, require_answers
     from xwin.suites._mt_bench_prompts import ours, read_prompts
 
     require_place(out)
     asked = read_questions(questions)
-    known = _references(references, asked)
+    known = read_references(references, asked)
     wording = read_prompts(prompts) if prompts else ours()
     judge = MtJudge(who, find_chat(who, endpoint, key, replies), wording, retries, seed)
     sets: list[Answers] = []
@@ -91,28 +91,6 @@ def mt_bench(  # noqa: PLR0913, PLR0917 - an option each
         _pairs(table, sets, out, as_json=as_json)
     else:
         _single(table, sets, out, as_json=as_json)
-
-
-def _references(path: Path | None, asked: Sequence[Question]) -> Answers | None:
-    """The reference answers, checked.
-
-    Raises:
-        DataError: they are of other questions, or needed and not given.
-    """
-    from xwin.suites._mt_bench import NEED_REFERENCE, read_answers, require_answers
-
-    if path is None:
-        needing = sorted({q.category for q in asked if q.category in NEED_REFERENCE})
-        if needing:
-            raise DataError(
-                f"{', '.join(needing)} are judged against reference answers", "--references", "give FastChat's reference_answer/gpt-4.jsonl"
-            )
-        return None
-    sets = read_answers(path)
-    if len(sets) != 1:
-        raise DataError(f"holds the answers of {len(sets)} models", str(path), "reference answers are of one")
-    require_answers(asked, sets[0], reference=True)
-    return sets[0]
 
 
 def _answered(name: str, endpoint: str, key: str, replies: Path | None, asked: Sequence[Question], seed: int) -> Answers:

@@ -18,14 +18,24 @@ def require_same_tokens(writer: Path, reader: Path) -> None:
     Raises:
         ModelError: names the first token that differs.
     """
+    differing = other_token(writer, reader)
+    if differing:
+        fix = "use a model that was trained from the same base model, or one with the same tokenizer"
+        raise ModelError(f"reads other tokens than {writer} writes: {differing}", str(reader), fix)
+
+
+def other_token(writer: Path, reader: Path) -> str:
+    """The first token of the one model that is another one to the other; "" where there is none.
+
+    Example: "id 100 is 'a' there and 'zz' here"
+    """
     if writer == reader:
-        return
+        return ""
     known = _tokens(reader)
     for number, token in sorted(_tokens(writer).items()):
         if known.get(number) != token:
-            other = repr(known[number]) if number in known else "nothing"
-            what = f"reads other tokens than {writer} writes: id {number} is {token!r} there and {other} here"
-            raise ModelError(what, str(reader), "use a model that was trained from the same base model, or one with the same tokenizer")
+            return f"id {number} is {token!r} there and {repr(known[number]) if number in known else 'nothing'} here"
+    return ""
 
 
 def _tokens(folder: Path) -> dict[int, str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from xwin.run import plots
-from xwin.run.facts import Cell, cell_text
+from xwin.run.facts import Cell, cell_text, is_share
 
 Grid = list[list[str]]
 
@@ -24,12 +24,25 @@ REWARD: Mapping[str, str] = {
     "rm_overconfidence": "confidence less accuracy, %",
 }
 """What is measured of a reward model on a set of pairs."""
+JUDGE: Mapping[str, str] = {
+    "judge_agreement": "agrees with people, %",
+    "judge_kappa": "kappa",
+    "judge_first": "for the first, %",
+    "judge_longer": "for the longer, %",
+    "judge_consistent": "both orders agree, %",
+    "judge_variance": "variance, %",
+}
+"""What is measured of a judge on a set of votes."""
+MT_BENCH = "mt_bench/"
+"""What the names of MT-bench's categories begin with."""
+TURNS: Mapping[str, str] = {"mt_bench_1": "first turn", "mt_bench_2": "second turn"}
+"""MT-bench's turns."""
 
 
 def rated(table: Sequence[Cell]) -> list[Cell]:
-    """The win rates that models are ranked by: a judge's where one was asked, else the gold scorer's."""
-    found = {metric: [c for c in table if c.metric == metric] for metric in ("judged", "win_rate")}
-    return found["judged"] or found["win_rate"]
+    """The win rates that models are ranked by: on AlpacaEval's instructions, else a judge's on the stage's prompts, else the gold scorer's."""
+    found = ([c for c in table if c.metric == metric] for metric in ("alpaca_eval", "judged", "win_rate"))
+    return next(filter(None, found), [])
 
 
 def leaderboard(table: Sequence[Cell]) -> Grid:
@@ -65,12 +78,29 @@ def tasks(table: Sequence[Cell]) -> Grid:
 
 def reward_sets(table: Sequence[Cell]) -> Grid:
     """A row per reward model and set of pairs; empty where there are no sets."""
-    cells = {(c.model, *c.metric.split("/", 1)): c for c in table if c.metric.partition("/")[0] in REWARD and "/" in c.metric}
+    return _by_set(table, "reward model", REWARD)
+
+
+def _by_set(table: Sequence[Cell], head: str, columns: Mapping[str, str]) -> Grid:
+    """A row per model and set; metrics are named METRIC/SET."""
+    cells = {(c.model, *c.metric.split("/", 1)): c for c in table if c.metric.partition("/")[0] in columns and "/" in c.metric}
     rows = []
     for model, name in dict.fromkeys((model, name) for model, _, name in cells):
-        found = [cells.get((model, metric, name)) for metric in REWARD]
+        found = [cells.get((model, metric, name)) for metric in columns]
         rows.append([f"{model} on {name}", *(cell_text(c) if c else "" for c in found), _counts(found)])
-    return [["reward model", *REWARD.values(), "n"], *rows] if rows else []
+    return [[head, *columns.values(), "n"], *rows] if rows else []
+
+
+def judges(table: Sequence[Cell]) -> Grid:
+    """A row per judge and set of votes; empty where no judge was looked at."""
+    return _by_set(table, "judge", JUDGE)
+
+
+def mt_bench(table: Sequence[Cell]) -> Grid:
+    """MT-bench over all, by turn and by category; models side by side. Empty where no answer was graded."""
+    named = dict.fromkeys(c.metric for c in table if c.metric.startswith(MT_BENCH))
+    rows = {"mt_bench": "all", **TURNS, **{metric: metric.removeprefix(MT_BENCH) for metric in named}}
+    return side_by_side(table, "part", rows) if named else []
 
 
 def contamination(table: Sequence[Cell]) -> Grid:
@@ -86,11 +116,11 @@ def win_rate_dots(table: Sequence[Cell]) -> list[plots.Dot]:
 
 
 def categories(table: Sequence[Cell], prefix: str, models: Sequence[str]) -> tuple[list[str], list[list[plots.Whisker]]]:
-    """The categories of a metric and each model's bar in them.
+    """The categories of a metric and each model's bar in them, shares in percent.
 
     Args:
         table: of an evaluate stage.
-        prefix: what the metrics begin with: "accuracy/", "win_rate/", "task/mmlu/".
+        prefix: what the metrics begin with: "accuracy/", "win_rate/", "task/mmlu/", "mt_bench/".
         models: the bars, in order.
     """
     cells = {(c.model, c.metric): c for c in table if c.metric.startswith(prefix) and "/" not in c.metric[len(prefix) :]}
@@ -102,7 +132,8 @@ def categories(table: Sequence[Cell], prefix: str, models: Sequence[str]) -> tup
 def _bars(cells: Mapping[tuple[str, str], Cell], metric: str, models: Sequence[str]) -> Iterator[plots.Whisker]:
     for model in models:
         c = cells.get((model, metric))
-        yield plots.Whisker(model, 100 * c.value, 100 * c.low, 100 * c.high) if c else plots.Whisker(model, math.nan, math.nan, math.nan)
+        scale = 100 if is_share(metric) else 1
+        yield plots.Whisker(model, scale * c.value, scale * c.low, scale * c.high) if c else plots.Whisker(model, math.nan, math.nan, math.nan)
 
 
 def side_by_side(table: Sequence[Cell], head: str, metrics: Mapping[str, str]) -> Grid:

@@ -23,17 +23,20 @@ T = TypeVar("T")
 MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl", "stages", ".lock")
 """A folder that holds one of these is a run directory."""
 
-SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged"})
+SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged", "alpaca_eval", "mt_bench_wins"})
 """Metrics of the final table that are shares, shown in percent."""
 
-SHARED = ("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/")
+SHARED = (
+    *("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/"),
+    *("judge_agreement/", "judge_first/", "judge_longer/", "judge_consistent/", "judge_variance/"),
+)
 """What the names of other such metrics begin with."""
 
 COLUMNS = ("accuracy", "win_rate", "judged", "rm_accuracy", "longer_wins", "kl", "length")
 """The order of the final table's columns; other metrics follow as they come."""
 
-DECIMALS = {"kl": 2}
-"""Decimals of a metric in the final table; 1 for every other."""
+DECIMALS = {"kl": 2, "mt_bench": 2, "mt_bench_1": 2, "mt_bench_2": 2, "judge_kappa": 3}
+"""Decimals of a metric in the final table, and of its parts (what stands before "/"); 1 for every other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +201,13 @@ def final_table(rows: Sequence[Mapping[str, Json]], metrics: Sequence[str] = ())
 def heading(metric: str) -> str:
     """A metric as the head of a column, with its unit.  Example: "accuracy, %" """
     name = metric.removeprefix("accuracy/")
-    units = {"kl": ", nats", "length": ", tokens"}
+    units = {"kl": ", nats", "length": ", tokens", "mt_bench": ", 1 to 10", "mt_bench_1": ", 1 to 10", "mt_bench_2": ", 1 to 10"}
     return name + (", %" if is_share(metric) else units.get(metric, ""))
 
 
 def cell_text(cell: Cell) -> str:
     """A value and its interval.  Example: "61.2 [58.0, 64.2]" """
-    scale, digits = (100, 1) if is_share(cell.metric) else (1, DECIMALS.get(cell.metric, 1))
+    scale, digits = (100, 1) if is_share(cell.metric) else (1, DECIMALS.get(cell.metric.partition("/")[0], 1))
     value, low, high = (f"{scale * x:.{digits}f}" if math.isfinite(x) else "-" for x in (cell.value, cell.low, cell.high))
     return value if low == high == "-" else f"{value} [{low}, {high}]"
 

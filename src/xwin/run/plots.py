@@ -158,13 +158,14 @@ def scatter(name: str, dots: Sequence[Dot], *, x: str, y: str) -> str:
         return _svg(figure, name)
 
 
-def bars(name: str, categories: Sequence[str], rows: Sequence[Sequence[Whisker]]) -> str:
-    """An SVG of what a few models reach in each category, as bars from 0 to 100 % with their intervals.
+def bars(name: str, categories: Sequence[str], rows: Sequence[Sequence[Whisker]], *, top: float = 100) -> str:
+    """An SVG of what a few models reach in each category, as bars with their intervals.
 
     Args:
         name: no other plot of the page has it; it makes the ids inside.
         categories: from top to bottom.
         rows: of each category a bar per model, in one order; nan where a model has none. The last model is drawn in the second colour.
+        top: where the axis ends; it begins at 0.
     """
     count = max(map(len, rows))
     with mpl.rc_context(STYLE):
@@ -178,7 +179,7 @@ def bars(name: str, categories: Sequence[str], rows: Sequence[Sequence[Whisker]]
                     axes.plot([bar.low, bar.high], [at, at], color=INK, linewidth=1.0)
         axes.set_yticks(range(len(rows)), [_short(category) for category in categories])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="y")
         return _svg(figure, name)

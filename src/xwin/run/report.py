@@ -44,8 +44,16 @@ ACTIONS: Mapping[str, str] = {"warn": "warned", "stop": "stopped", "rollback": "
 """What a guard did, in words."""
 SAID_ELSEWHERE = ("overlap/", "task/", "rm_accuracy/", "longer_wins/", "rm_length_matched/")
 """Metrics whose notes stand in a table, or say what its columns say."""
-CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/")
+CATEGORIES = ("accuracy/", "win_rate/", "task/mmlu/", "mt_bench/")
 """What the metrics begin with whose categories are drawn side by side."""
+WHOLE: Mapping[str, str] = {
+    "accuracy": "accuracy, all families",
+    "win_rate": "win rate",
+    "judged": "win rate, judged",
+    "alpaca_eval": "win rate on AlpacaEval",
+    "mt_bench_wins": "MT-bench, games won",
+}
+"""Metrics over everything that are drawn with their intervals -> the name of the plot."""
 
 KEY_METRICS = 5
 """Metrics of a stage shown in the table of stages."""
@@ -246,7 +254,7 @@ def _result(stage: StageFacts) -> Result:
     rows = [asdict(cell) for cell in stage.table]
     metrics = ordered([cell.metric for cell in stage.table])
     reward = [m for m in metrics if m in boards.REWARD]
-    others = [m for m in metrics if "/" not in m and m not in reward]
+    others = [m for m in metrics if "/" not in m and m not in reward and m not in boards.TURNS]
     families = {m: m.removeprefix("accuracy/") for m in metrics if m.startswith("accuracy/")}
     tables = (
         ("", final_table(rows, others) if others else []),
@@ -254,8 +262,10 @@ def _result(stage: StageFacts) -> Result:
         ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
         ("Foundation tasks, %", boards.foundation(stage.table)),
         ("Tasks, %", boards.tasks(stage.table)),
+        ("MT-bench, grades from 1 to 10", boards.mt_bench(stage.table)),
         ("Reward model, on held-out pairs", final_table(rows, reward) if reward else []),
         ("Reward models, on sets of preferences", boards.reward_sets(stage.table)),
+        ("Judges", boards.judges(stage.table)),
         ("Overlap with training data", boards.contamination(stage.table)),
     )
     noted = (c for c in stage.table if c.note and not c.metric.startswith(SAID_ELSEWHERE))
@@ -266,7 +276,7 @@ def _result(stage: StageFacts) -> Result:
 def _comparisons(stage: StageFacts) -> Iterator[Figure]:
     """Accuracy and win rate with their intervals, win rate against length, and bars by category."""
     metrics = ordered([cell.metric for cell in stage.table])
-    for metric in (m for m in metrics if m in {"accuracy", "win_rate", "judged"}):
+    for metric in (m for m in metrics if m in WHOLE):
         yield _dots(stage.name, stage.table, metric)
     if dots := boards.win_rate_dots(stage.table):
         svg = plots.scatter(f"{stage.name}/win rate and length", dots, x="length, tokens", y="win rate, %")
@@ -283,17 +293,16 @@ def _bars(stage: StageFacts, prefix: str) -> Iterator[Figure]:
     names, rows = boards.categories(stage.table, prefix, models)
     if len(names) > 1:
         meaning = f"from top to bottom in each: {', '.join(models)}" if len(models) > 1 else ""
-        yield Figure(
-            f"{prefix.removeprefix('task/').rstrip('/')} by category", "%", meaning, Markup(plots.bars(f"{stage.name}/{prefix}", names, rows))
-        )
+        unit, top = ("1 to 10", 10) if prefix == boards.MT_BENCH else ("%", 100)
+        svg = plots.bars(f"{stage.name}/{prefix}", names, rows, top=top)
+        yield Figure(f"{prefix.removeprefix('task/').rstrip('/')} by category", unit, meaning, Markup(svg))
 
 
 def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:
     cells = [c for c in table if c.metric == metric]
     rows = [plots.Whisker(c.model, 100 * c.value, 100 * c.low, 100 * c.high) for c in cells]
     counts = sorted({c.n for c in cells})
-    whole = {"accuracy": "accuracy, all families", "win_rate": "win rate", "judged": "win rate, judged"}
-    name = whole.get(metric, metric.removeprefix("accuracy/"))
+    name = WHOLE.get(metric, metric.removeprefix("accuracy/"))
     return Figure(name, f"%, n = {' or '.join(map(str, counts))}", "", Markup(plots.whiskers(f"{stage}/{metric}", rows, low=-2, high=102)))
 
 

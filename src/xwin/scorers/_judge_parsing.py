@@ -1,6 +1,6 @@
-"""What AlpacaEval's judges say, as preferences; and in which order it showed them the two outputs.
+"""What AlpacaEval's judges say, as preferences; and what it draws by the instruction: the order of the outputs, the judge of a pool, noise.
 
-Rules of alpaca_eval (github.com/tatsu-lab/alpaca_eval): `ranking_parser`, `logprob_parser`, and the seed of `is_switched_outputs`. A preference
+Rules of alpaca_eval (github.com/tatsu-lab/alpaca_eval): `ranking_parser`, `logprob_parser`, and the seeds of its draws. A preference
 "as displayed" is 1 where the output shown first is better and 2 where the second is; `in_order` undoes the switch.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random  # noqa: TID251 - the published labels hang on this very generator
 
 FIRST, SECOND = "m", "M"
@@ -22,8 +22,35 @@ def is_switched(instruction: str, seed: int = 0) -> bool:
         instruction: as the judge reads it.
         seed: of the judge's configuration.
     """
-    named = f"is_switched_outputs{instruction}{seed}".encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes
-    return Random(named).choices([False, True], k=1)[0]
+    return _generator("is_switched_outputs", instruction, seed).choices([False, True], k=1)[0]
+
+
+def drawn_judge(instruction: str, names: Sequence[str], seed: int = 0) -> str:
+    """Which judge of a pool is asked. It depends on the instruction and the names' order alone, so every model meets the same one.
+
+    Args:
+        instruction: as the judge reads it.
+        names: of the pool, in order, at least one.
+        seed: of the pool.
+    """
+    return _generator("annotator", instruction, seed).choices(names, k=1)[0]
+
+
+def noisy_preference(instruction: str, flipped: float, seed: int = 0) -> float | None:
+    """A label by chance in the judge's stead: 1 and 2 each with the chance `flipped`; None with the rest.
+
+    Of a judge with two labels the share `flipped` is turned round then, on average. Dubois et al. 2023, arXiv:2305.14387, use 0.25.
+
+    Args:
+        instruction: as the judge reads it.
+        flipped: in [0, 0.5].
+        seed: of the noise.
+    """
+    return _generator("noisy_preference", instruction, seed).choices([None, 1.0, 2.0], [1 - 2 * flipped, flipped, flipped], k=1)[0]
+
+
+def _generator(draw: str, instruction: str, seed: int) -> Random:
+    return Random(f"{draw}{instruction}{seed}".encode("utf-8", "replace").decode())  # half of a surrogate pair has no bytes
 
 
 def in_order(displayed: float | None, *, switched: bool) -> float | None:

@@ -50,6 +50,8 @@ class Judgement:
     """In [1, 2]: 1 = output_1 is better, 2 = output_2, 1.5 = equal; None = it could not be had in every order that was asked."""
     asked: tuple[Asked, ...] = ()
     """Empty where nobody was asked: equal outputs, or a judge that computes."""
+    drawn: bool = False
+    """Whether chance said so, in the judge's stead."""
 
 
 class Judging(Protocol):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xwin.data.conversation import Conversation, Message
+from xwin.data.reading import Reading
 from xwin.data.rollout import Group, Rollout
 from xwin.data.template import Template
 from xwin.learning.learner import AnyLearner
@@ -32,7 +34,8 @@ class RewardJudge:
 
     def judge(self, pairs: Sequence[Pair], told: Callable[[int], None] = quiet) -> list[Judgement]:
         """See Judging."""
-        scorer = RewardModelScorer((Judge(self.learner, RewardStats(), "spread"),), caution=0.0, unfinished=0.0)
+        reading = Reading(self.template, by_text=False, context=sys.maxsize)  # the texts are rendered here
+        scorer = RewardModelScorer((Judge(self.learner, reading, RewardStats(), "spread"),), caution=0.0, unfinished=0.0)
         found: dict[Pair, Judgement] = {}
         distinct = [pair for pair in dict.fromkeys(pairs) if pair.output_1 != pair.output_2]
         for start in range(0, len(distinct), BLOCK):
@@ -47,7 +50,8 @@ class RewardJudge:
         prompt = self.template.prompt(asked)
         rollouts = []
         for k, text in enumerate((pair.output_1, pair.output_2)):
-            answer = self.template.render((*asked, Message("assistant", text))).tokens[len(prompt) :]
+            whole = self.template.render((*asked, Message("assistant", text)))
+            answer = whole.tokens[len(prompt) : len(whole.mask) - whole.mask[::-1].index(True)]
             rollouts.append(Rollout(str(number), k, 0, prompt, answer, (0.0,) * len(answer), "stop"))
         return Group(Conversation(str(number), asked), tuple(rollouts), (pair.output_1, pair.output_2))
 

@@ -9,6 +9,7 @@ from xwin.data.rollout import Group, Score
 from xwin.spec import Kind
 
 if TYPE_CHECKING:
+    from xwin.data.reading import Reading
     from xwin.engines.base import Chat, EngineKind
     from xwin.learning.learner import AnyLearner
 
@@ -21,15 +22,23 @@ class Scorer(Protocol):
         ...
 
 
-class Workshop(Protocol):
+class Acquainted(Protocol):
+    """Who knows somebody to ask."""
+
+    def chat(self, engine: EngineKind, model: str | None) -> Chat:
+        """Somebody to ask: an endpoint, or `engine` over the model that `model` names. Answers are kept."""
+        ...
+
+
+class Workshop(Acquainted, Protocol):
     """What a ScorerKind may ask of the stage that builds it."""
 
     def frozen_scorer(self, model: str) -> AnyLearner:
         """The reward model that `model` names, loaded without an optimizer."""
         ...
 
-    def chat(self, engine: EngineKind, model: str | None) -> Chat:
-        """Somebody to ask: an endpoint, or `engine` over the model that `model` names. Answers are kept."""
+    def reading(self, model: str, scorer: AnyLearner) -> Reading:
+        """How that reward model reads what is to be scored."""
         ...
 
 

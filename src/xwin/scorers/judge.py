@@ -13,7 +13,7 @@ from xwin.engines.base import EngineKind
 from xwin.run.artifacts import ModelRef
 from xwin.scorers._outcome import failed
 from xwin.scorers._pairwise import ASKINGS, PROMPTS, ChatJudge, Judgement, Orders, Pair, Style, instruction_of
-from xwin.scorers.base import ScorerKind, Workshop
+from xwin.scorers.base import Acquainted, ScorerKind, Workshop
 
 
 class Judge(ScorerKind):
@@ -37,7 +37,7 @@ class Judge(ScorerKind):
     def build(self, workshop: Workshop) -> JudgeScorer:
         return JudgeScorer(self.over(workshop))
 
-    def over(self, workshop: Workshop) -> ChatJudge:
+    def over(self, workshop: Acquainted) -> ChatJudge:
         """The judge that these settings describe."""
         name = str(getattr(self.engine, "model", None) or self.model)
         asking = replace(ASKINGS[self.style], retries=self.retries)

@@ -11,12 +11,13 @@ from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from xwin.data.batch import Sample, pack
+from xwin.data.reading import Reading
 from xwin.data.rollout import Group, Rollout, Score
 from xwin.errors import ModelError
 from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.run.artifacts import RewardModelRef
-from xwin.scorers._outcome import ScorerError
+from xwin.scorers._outcome import ScorerError, failed
 from xwin.scorers.base import ScorerKind, Workshop
 
 TOKENS = 4096
@@ -26,7 +27,9 @@ Unit = Literal["spread", "probability"]
 
 
 class RewardModel(ScorerKind):
-    """Scores the token ids that were sampled, never a decoded and encoded copy of them.
+    """Scores the token ids that were sampled, never a decoded and encoded copy of them; but of a policy that has other tokens than the reward
+    model, the text, rendered anew in the reward model's own template. An answer that does not survive that, or is longer than the reward model
+    can read, is not scored.
 
     The members of an ensemble are all heads of all models named. Its score is their mean less `caution` times their standard deviation
     (population form), and the part `disagreement` is that deviation. Coste et al. 2023, arXiv:2310.02743, uncertainty-weighted optimization;
@@ -48,11 +51,15 @@ class RewardModel(ScorerKind):
 
     def build(self, workshop: Workshop) -> RewardModelScorer:
         refs = (self.model,) if isinstance(self.model, str) else self.model
-        judges = tuple(Judge.of(workshop.frozen_scorer(ref), ref, self.unit) for ref in refs)
+        judges = tuple(self._judge(workshop, ref) for ref in refs)
         if self.caution and sum(judge.members for judge in judges) == 1:
             fix = "set caution: 0, name several models, or train one with `heads` above 1"
             raise ScorerError("one reward model with one head never disagrees with itself", f"caution of the scorer over {refs[0]}", fix)
         return RewardModelScorer(judges, self.caution, self.unfinished)
+
+    def _judge(self, workshop: Workshop, ref: str) -> Judge:
+        learner = workshop.frozen_scorer(ref)
+        return Judge.of(learner, workshop.reading(ref, learner), ref, self.unit)
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,12 @@ class Judge:
     """A reward model and what its scores mean."""
 
     learner: AnyLearner
+    reading: Reading
     stats: RewardStats
     unit: Unit
 
     @classmethod
-    def of(cls, learner: AnyLearner, ref: str, unit: Unit) -> Judge:
+    def of(cls, learner: AnyLearner, reading: Reading, ref: str, unit: Unit) -> Judge:
         """Of a loaded model.
 
         Raises:
@@ -74,7 +82,7 @@ class Judge:
         if unit == "probability" and stats.temperature is None:
             fix = "give its reward_model stage enough held-out answers as `validation`, or set unit: spread"
             raise ModelError("was not calibrated, so its scores are no probabilities", ref, fix)
-        return cls(learner, stats, unit)
+        return cls(learner, reading, stats, unit)
 
     @property
     def members(self) -> int:
@@ -83,6 +91,8 @@ class Judge:
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """[N, K] of whole answers, in the unit, float64."""
+        if not samples:
+            return torch.empty(0, self.members, dtype=torch.float64)
         found: dict[str, list[float]] = {}
         batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
         for batch, out in zip(batches, self.learner.forward(batches, frozenset({"score"})), strict=True):
@@ -100,12 +110,13 @@ class RewardModelScorer:
     unfinished: float
 
     def score(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """See Scorer. A score does not depend on what else is scored with it, but for rounding."""
-        samples = [_sample(r) for group in groups for r in group.rollouts]
-        members = torch.cat([judge.score(samples) for judge in self.judges], 1).numpy()  # [N, members]
-        found = iter(zip(members.mean(1).tolist(), members.std(1).tolist(), strict=True))
-        alone = members.shape[1] == 1
-        return [[self._score(r, *next(found), alone=alone) for r in group.rollouts] for group in groups]
+        """See Scorer. A score does not depend on what else is scored with it, but for rounding; an answer that one model cannot read has failed."""
+        told = [[read for group in groups for read in judge.reading.samples(group)] for judge in self.judges]
+        faults = [next((read for read in reads if isinstance(read, str)), "") for reads in zip(*told, strict=True)]
+        members = torch.cat([judge.score(_readable(reads, faults)) for judge, reads in zip(self.judges, told, strict=True)], 1).numpy()
+        known = iter(zip(members.mean(1).tolist(), members.std(1).tolist(), strict=True))  # of the N answers that were read
+        alone, fault = members.shape[1] == 1, iter(faults)
+        return [[failed(why) if (why := next(fault)) else self._score(r, *next(known), alone=alone) for r in g.rollouts] for g in groups]
 
     def _score(self, rollout: Rollout, value: float, spread: float, *, alone: bool) -> Score:
         cut = self.unfinished if rollout.finish != "stop" else 0.0
@@ -113,7 +124,6 @@ class RewardModelScorer:
         return Score(value - self.caution * spread - cut, parts)
 
 
-def _sample(rollout: Rollout) -> Sample:
-    """The whole sequence; the completion is marked as trained only to say where the prompt, which siblings share, ends."""
-    mask = (False,) * len(rollout.prompt) + (True,) * len(rollout.completion)
-    return Sample(f"{rollout.prompt_id}/{rollout.sample}", rollout.prompt + rollout.completion, mask)
+def _readable(reads: Sequence[Sample | str], faults: Sequence[str]) -> list[Sample]:
+    """The samples of the answers that every model can read."""
+    return [read for read, fault in zip(reads, faults, strict=True) if not fault and isinstance(read, Sample)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,9 +13,10 @@ from typing import Any
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.files import data_digest
 from xwin.data.formats import Makes
+from xwin.data.reading import Reading
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
-from xwin.data.vocabulary import require_same_tokens
+from xwin.data.vocabulary import other_token, require_same_tokens
 from xwin.distributed.workers import Workers
 from xwin.distributed.world import World
 from xwin.engines._replicas import Replicas
@@ -55,8 +57,15 @@ class _Shop:
     writer: str
 
     def frozen_scorer(self, model: str) -> AnyLearner:
-        """The reward model, if it reads the writer's tokens."""
-        return self.ctx.reader(model, self.writer, "score")
+        """See Context.frozen_scorer."""
+        return self.ctx.frozen_scorer(model)
+
+    def reading(self, model: str, scorer: AnyLearner) -> Reading:
+        """By text where the reward model has other tokens than the writer."""
+        differing = other_token(self.ctx.path(self.writer), self.ctx.path(model))
+        if differing:
+            self.ctx.console.message(f"{self.ctx.name}: {model} has other tokens than {self.writer} ({differing}): it reads the answers as text")
+        return Reading(self.ctx.template(model), bool(differing), scorer.about.context)
 
     def chat(self, engine: EngineKind, model: str | None) -> Chat:
         """See Context.chat."""
@@ -179,14 +188,14 @@ class Context:
         """See scorers.base.Workshop: a reward model for texts of no model's own."""
         return self.frozen(model, "score")
 
-    def reader(self, ref: str, writer: str, head: Head = "language") -> AnyLearner:
-        """A frozen model that reads what the model `writer` writes: a reference, a teacher, a reward model.
+    def reader(self, ref: str, writer: str) -> AnyLearner:
+        """A frozen model that reads what the model `writer` writes: a reference or a teacher.
 
         Raises:
             ModelError: a token id means something else to it.
         """
         require_same_tokens(self.path(writer), self.path(ref))
-        return self.frozen(ref, head)
+        return self.frozen(ref)
 
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
         """An engine over a model: in this process, or one on each worker."""
@@ -194,14 +203,26 @@ class Context:
             return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
         return Replicas.build(self._workers, kind, self.path(ref), template.stop, self.inputs[ref].dtype)
 
-    def chat(self, engine: EngineKind, model: str | None) -> Chat:
-        """Somebody to ask: an endpoint, or an engine over a model. Answers are kept in the cache folder, so that no recipe asks twice."""
+    def chat(self, engine: EngineKind, model: str | None, name: str | None = None) -> Chat:
+        """Somebody to ask: an endpoint, or an engine over a model, in its own template or the one of that name. Answers are kept in the cache
+        folder, so that no recipe asks twice."""
         replies = cache_folder() / REPLIES
         if model is None:
             return engine.chat(replies)
-        template = self.template(model)
-        who = " ".join([digest_folder(self.path(model)), self.template_digest(model), self.inputs[model].dtype, str(engine.settings())])
+        template = self.template(model, name)
+        who = " ".join([digest_folder(self.path(model)), self.template_digest(model, name), self.inputs[model].dtype, str(engine.settings())])
         return KeptChat(EngineChat(self.engine(engine, model, template), template), ReplyStore(replies), who)
+
+    @contextmanager
+    def asking(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Shows how many of `total` questions were answered; between two of them the run can be stopped."""
+        with self.console.progress(f"{self.name} {what}", total, "questions") as progress:
+
+            def told(answered: int) -> None:
+                progress.advance(answered)
+                self.stop.obey()
+
+            yield told
 
     def scorer(self, kind: ScorerKind, writer: str) -> Scorer:
         """A scorer of what the model `writer` writes."""

@@ -28,12 +28,7 @@ def judged_answers(
     models = [model for model in answers if model != reference]
     pairs = [Pair(q, b.text, a.text) for model in models for q, a, b in zip(asked, answers[model], answers[reference], strict=True)]
     asking = judge.over(ctx)
-    with ctx.console.progress(f"{ctx.name} judge", len(pairs) * (1 + (judge.orders == "both")), "questions") as progress:
-
-        def told(answered: int) -> None:
-            progress.advance(answered)
-            ctx.stop.obey()
-
+    with ctx.asking("judge", len(pairs) * (1 + (judge.orders == "both"))) as told:
         judgements = asking.judge(pairs, told)
     found = account(Judged(tuple(pairs), tuple(judgements)))
     ctx.metrics |= {"judge_usd": found.usd, "judge_unread": float(found.n_unread)}

@@ -16,7 +16,7 @@ from xwin.data.batch import Batch, Sample, pack, unpack
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Group, Rollout, rollout_to_json
 from xwin.data.template import Template
-from xwin.errors import DataError, TrainingStopped
+from xwin.errors import CheckpointError, DataError, TrainingStopped
 from xwin.learning.learner import AnyLearner, Reader
 from xwin.objectives.value import explained_variance
 from xwin.ops import kl_k3
@@ -281,16 +281,27 @@ class RolloutLog:
     path: Path
 
     def rewind(self, step: int) -> None:
-        """Drops what was written at `step` or later, and a line cut by a kill."""
+        """Drops what was written at `step` or later, and a line cut by a kill.
+
+        Raises:
+            CheckpointError: a line before that is not of this log; names file and line.
+        """
         if not self.path.exists():
             return
         with storage_errors(self.path), self.path.open("rb+") as file:
             end = 0
-            for line in file:
-                if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n") or self._step(line, number) >= step:
                     break
                 end += len(line)
             file.truncate(end)
+
+    def _step(self, line: bytes, number: int) -> int:
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"not a line of this log: {line[:80]!r}"
+            raise CheckpointError(what, f"{self.path}:{number}", "delete the line, or move the file away: nothing is learned from it") from error
 
     def append(self, step: int, groups: Sequence[Group], *, dropped: Sequence[Group] = ()) -> None:
         """One line per rollout, with the step and the answer as text; those of `dropped` groups say so."""

@@ -15,7 +15,8 @@ from xwin.credit.base import to_sample
 from xwin.data.batch import pack, unpack
 from xwin.data.conversation import Conversation, write_jsonl
 from xwin.data.rollout import Group
-from xwin.engines.base import EngineKind, Sampling
+from xwin.data.vocabulary import other_token
+from xwin.engines.base import Chat, EngineKind, Sampling
 from xwin.engines.local import Local
 from xwin.learning.learner import AnyLearner
 from xwin.models.hub import TemplateName
@@ -114,6 +115,9 @@ class Evaluate(Stage):
         names = [c.name for c in self.contenders]
         known = f"one of: {', '.join(names)}"
         problems = self._unasked() if any(suite.reads_answers for suite in self.suites) else []
+        rows = max((suite.least_rows() for suite in self.suites), default=0)
+        if len(names) < rows:
+            problems.append(("contenders", f"a suite asks the models of at least {rows} rows, and there are {len(names)}", "add rows"))
         if self.reference is not None and self.reference not in names:
             problems.append(("reference", f"no row is named '{self.reference}'", known))
         if (self.judge is None) == any(isinstance(suite, Judged) for suite in self.suites):
@@ -150,8 +154,14 @@ class Evaluate(Stage):
 
     def _evidence(self, ctx: Context) -> Evidence:
         models = {c.name: c.model for c in self.contenders}
+        rows = {c.name: c for c in self.contenders}
+        before = {c.name: c.before for c in self.contenders if c.before}
+
+        def talk(name: str) -> Chat:
+            return ctx.chat(self.engine, rows[name].model, self._template(ctx, rows[name]))
+
         if self.prompts is None or self.gold is None:
-            return Evidence((), {}, {}, "", {}, models, ctx)
+            return Evidence((), {}, before, self.reference or "", {}, models, ctx, talk)
         prompts = ctx.conversations(self.prompts)
         origin = next(c for c in self.contenders if c.name == self.reference)
         answers: dict[str, Sequence[Answer]] = {}
@@ -168,8 +178,7 @@ class Evaluate(Stage):
                 answers[contender.name] = [replace(row[0], kl=kl) for row, kl in zip(every, measured, strict=True)]
         if self.judge is not None:
             answers = judged_answers(ctx, self.judge, prompts, answers, origin.name)
-        before = {c.name: c.before for c in self.contenders if c.before}
-        return Evidence(prompts, answers, before, origin.name, samples, models, ctx)
+        return Evidence(prompts, answers, before, origin.name, samples, models, ctx, talk)
 
     def _groups(self, ctx: Context, contender: Contender, prompts: Sequence[Conversation], gold: ScorerKind) -> list[Group]:
         """Answers, judged by the gold scorer.
@@ -209,8 +218,8 @@ class Evaluate(Stage):
         return [Answer(text, r.score is not None and r.score.value > 0.5, len(r.completion), reward) for r, text, reward in triples]
 
     def _kl(self, ctx: Context, contender: Contender, origin: Contender, groups: Sequence[Group]) -> list[float | None]:
-        """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates."""
-        if self._template(ctx, contender) != self._template(ctx, origin):
+        """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates or tokens."""
+        if self._template(ctx, contender) != self._template(ctx, origin) or other_token(ctx.path(contender.model), ctx.path(origin.model)):
             return [None] * len(groups)
         if contender.model == origin.model:
             return [0.0] * len(groups)

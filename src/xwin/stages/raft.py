@@ -1,6 +1,6 @@
 """Iterated rejection sampling: sample, keep the best, train on them, and again with the better policy.
 
-RAFT, Dong et al. 2023, arXiv:2304.06767, section 3: each round draws prompts and K answers to each, keeps the answer of the highest reward,
+RAFT, Dong et al. 2023, arXiv:2304.06767, algorithm 1: each round draws prompts and K answers to each, keeps the answer of the highest reward,
 and fine-tunes on what was kept. With a bar instead (`above`), and a verifier, it is expert iteration. Deviations: no price of KL in the
 reward; the learning rate follows one schedule over all rounds. Training anew from the base model on what all rounds kept (as in expert
 iteration on theorems) is an `sft` stage over the output `kept`.

@@ -145,7 +145,7 @@ def _quality(votes: VoteSet, majority: Sequence[Vote | None], judge: Votes, part
         prefers_first=_percent(_shown_first(judge, mine)),
         consistent=_percent([said[0] == said[1] for said in mine if None not in said]) if judge.repeats == "orders" else None,
         prefers_longer=_percent(_longer(votes, judge, chosen)),
-        variance=_percent(_turns(mine)) if judge.repeats == "seeds" else None,
+        variance=_percent(_turns(_under_seeds(judge, chosen))),
         published=_published(votes, judge.judge, part),
     )
 
@@ -181,6 +181,12 @@ def _longer(votes: VoteSet, judge: Votes, chosen: Sequence[int]) -> list[bool]:
         if abs(ahead) > CLEARLY and vote in (1, 2):
             out.append(vote == (2 if ahead > 0 else 1))
     return out
+
+
+def _under_seeds(judge: Votes, chosen: Sequence[int]) -> Sequence[Sequence[Vote | None]]:
+    """Per pair, the judge's votes under several seeds; none where it has one."""
+    told = judge.votes if judge.repeats == "seeds" else judge.again
+    return [told[i] for i in chosen] if told else []
 
 
 def _turns(mine: Sequence[Sequence[Vote | None]]) -> list[bool]:

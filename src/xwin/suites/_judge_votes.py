@@ -7,13 +7,14 @@ votes in both orders. AlpacaFarm's pairs judged again by one judge under several
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from xwin.errors import DataError
-from xwin.scorers._pairwise import Judgement, Pair
+from xwin.scorers._asking import quiet
+from xwin.scorers._pairwise import ChatJudge, Judgement, Judging, Pair
 from xwin.suites._records import Record, records
 
 Vote = int
@@ -32,6 +33,8 @@ class Votes:
     repeats: Repeats
     votes: tuple[tuple[Vote | None, ...], ...]
     """Per pair, of the outputs as they stand in the file, whatever order they were shown in; None = what it said could not be read."""
+    again: tuple[tuple[Vote | None, ...], ...] = ()
+    """Per pair, what the judge said under other seeds; empty where it was not asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,28 @@ def read_votes(path: Path) -> VoteSet:
     raise DataError(what, str(path), "PandaLM's test set (annotator1 ...), LLMBar (label, judges) or re-annotations (votes) are")
 
 
-def votes_of(judge: str, pairs: tuple[Pair, ...], judgements: list[Judgement]) -> Votes:
-    """What a judge of ours said, as votes: as they are and swapped. A judge that knows no order says the same twice."""
-    found = [_own(judgement) for judgement in judgements]
-    return Votes(judge, "orders", tuple(found[i] for i in range(len(pairs))))
+def asked_now(judge: Judging, pairs: tuple[Pair, ...], told: Callable[[int], None] = quiet, *, seeds: int | None = None) -> Votes:
+    """What a judge of ours says, as votes: as they are and swapped. A judge that knows no order says the same twice.
+
+    Args:
+        judge: asks in both orders.
+        pairs: of a set.
+        told: called with how many questions were answered just now.
+        seeds: seeds under which a judge that talks is asked again, in an order drawn by the seed, as alpaca_eval measures a judge's variance.
+    """
+    first = tuple(_own(judgement) for judgement in judge.judge(pairs, told))
+    if seeds is None or not isinstance(judge, ChatJudge):
+        return Votes(judge.name, "orders", first)
+    others = (replace(judge, asking=replace(judge.asking, seed=seed), orders="one") for seed in range(1, seeds + 1))
+    again = [[_side(judgement.preference) for judgement in other.judge(pairs, told)] for other in others]
+    return Votes(judge.name, "orders", first, tuple(zip(*again, strict=True)))
+
+
+def questions_for(judge: Judging, pairs: Sequence[Pair], seeds: int | None) -> int:
+    """How many questions `asked_now` will tell of, at most."""
+    if not isinstance(judge, ChatJudge):
+        return len(pairs)
+    return len(pairs) * (2 + (seeds or 0))
 
 
 def _read(

@@ -19,6 +19,8 @@ class Account:
     n_pairs: int
     n_equal: int
     """Equal outputs: a draw that nobody was asked about."""
+    n_drawn: int
+    """Labels that chance gave, in the judge's stead."""
     n_questions: int
     """More than the pairs that differ where both orders are asked."""
     n_unread: int
@@ -101,6 +103,7 @@ def account(judged: Judged) -> Account:
     return Account(
         n_pairs=len(judged.pairs),
         n_equal=sum(pair.output_1 == pair.output_2 for pair in judged.pairs),
+        n_drawn=sum(judgement.drawn for judgement in judged.judgements),
         n_questions=len(questions),
         n_unread=sum(judgement.preference is None for judgement in judged.judgements),
         n_refused=sum(asked.answer.refused for asked in unread),

@@ -43,6 +43,10 @@ class Question:
     turns: Turns
 
 
+Talk = tuple[Question, tuple[Message, ...]]
+"""A question, and what was said up to one of its turns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """A model's answers: question id -> both turns."""
@@ -121,6 +125,30 @@ def read_answers(path: Path) -> list[Answers]:
     return [Answers(model, str(path), turns) for model, turns in found.items()]
 
 
+def read_references(path: Path | None, questions: Sequence[Question]) -> Answers | None:
+    """The reference answers, checked.
+
+    Args:
+        path: FastChat's reference_answer/*.jsonl; None where there is none.
+        questions: to be judged.
+
+    Raises:
+        DataError: they are of other questions, or needed and not given.
+    """
+    if path is None:
+        needing = sorted({q.category for q in questions if q.category in NEED_REFERENCE})
+        if needing:
+            raise DataError(
+                f"{', '.join(needing)} are judged against reference answers", "references", "give FastChat's reference_answer/gpt-4.jsonl"
+            )
+        return None
+    sets = read_answers(path)
+    if len(sets) != 1:
+        raise DataError(f"holds the answers of {len(sets)} models", str(path), "reference answers are of one")
+    require_answers(questions, sets[0], reference=True)
+    return sets[0]
+
+
 def require_answers(questions: Sequence[Question], answers: Answers, *, reference: bool = False) -> None:
     """Refuses answers that are not to these questions.
 
@@ -145,11 +173,23 @@ def require_answers(questions: Sequence[Question], answers: Answers, *, referenc
         )
 
 
-def write_answers(chat: Chat, model: str, questions: Sequence[Question], *, seed: int) -> Answers:
-    """Lets a model answer: the second turn follows its own first answer. Temperatures are FastChat's, by category."""
-    first = _replied(chat, [(q, (Message("user", q.turns[0]),)) for q in questions], seed)
-    asked = [(q, (Message("user", q.turns[0]), Message("assistant", first[q.id]), Message("user", q.turns[1]))) for q in questions]
-    second = _replied(chat, asked, seed)
+def write_answers(
+    chat: Chat, model: str, questions: Sequence[Question], told: Callable[[int], None] = quiet, *, seed: int, tokens: int = ANSWER_TOKENS
+) -> Answers:
+    """Lets a model answer: the second turn follows its own first answer. Temperatures are FastChat's, by category.
+
+    Args:
+        chat: the model.
+        model: its name.
+        questions: two turns each.
+        told: called with how many turns were answered just now.
+        seed: of the draws.
+        tokens: of the longest answer.
+    """
+    asked: list[Talk] = [(q, (Message("user", q.turns[0]),)) for q in questions]
+    first = _replied(chat, asked, tokens, seed, told)
+    asked = [(q, (*said, Message("assistant", first[q.id]), Message("user", q.turns[1]))) for q, said in asked]
+    second = _replied(chat, asked, tokens, seed, told)
     return Answers(model, "", {q.id: (first[q.id], second[q.id]) for q in questions})
 
 
@@ -222,17 +262,18 @@ class MtJudge:
         return found
 
 
-def _replied(chat: Chat, asked: Sequence[tuple[Question, tuple[Message, ...]]], seed: int) -> dict[int, str]:
+def _replied(chat: Chat, asked: Sequence[Talk], tokens: int, seed: int, told: Callable[[int], None]) -> dict[int, str]:
     """Question id -> answer; asked together where the temperature is the same."""
     found: dict[int, str] = {}
     for temperature in sorted({TEMPERATURES.get(q.category, 0.0) for q, _ in asked}):
         mine = [(q, messages) for q, messages in asked if TEMPERATURES.get(q.category, 0.0) == temperature]
         talks = [Conversation(content_id(messages), messages) for _, messages in mine]
-        replies = chat.reply(talks, Sampling(temperature=temperature, max_tokens=ANSWER_TOKENS), seed=seed)
+        replies = chat.reply(talks, Sampling(temperature=temperature, max_tokens=tokens), seed=seed)
         for (q, _), reply in zip(mine, replies, strict=True):
             if reply.finish == "error":
                 raise DataError(f"the model could not answer: {reply.note}", f"question {q.id}")
             found[q.id] = reply.text
+            told(1)
     return found
 
 

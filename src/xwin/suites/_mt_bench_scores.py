@@ -67,7 +67,7 @@ def grades_of(graded: Sequence[Graded], *, seed: int = 0) -> Grades:
     known = [(g, g.answer.value) for g in graded if g.answer.value is not None]
     if not known:
         raise DataError("no grade of this model could be read", model, "take another judge")
-    by_question = list(_by_question(graded).values())
+    by_question = list(question_means(graded).values())
     interval = bootstrap_interval(by_question, seed=seed)
     categories = dict.fromkeys(g.question.category for g, _ in known)
     several = len(by_question) > 1
@@ -87,7 +87,7 @@ def grades_of(graded: Sequence[Graded], *, seed: int = 0) -> Grades:
 
 def better(first: Sequence[Graded], second: Sequence[Graded]) -> Paired:
     """Is the second graded higher? Over the questions that have a grade of both."""
-    mine, theirs = _by_question(first), _by_question(second)
+    mine, theirs = question_means(first), question_means(second)
     both = [number for number in mine if number in theirs]
     return paired_means([mine[n] for n in both], [theirs[n] for n in both])
 
@@ -131,7 +131,7 @@ def match_of(games: Sequence[Game], *, seed: int = 0) -> Match:
     )
 
 
-def _by_question(graded: Sequence[Graded]) -> dict[int, float]:
+def question_means(graded: Sequence[Graded]) -> dict[int, float]:
     """Question id -> mean of its grades; one without any is left out."""
     found: dict[int, list[float]] = {}
     for g in graded:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.sources import Rows
 from xwin.data.template import Template
+from xwin.engines.base import Chat, EngineKind
 from xwin.learning.learner import AnyLearner
 from xwin.models.causal import PackedModel
 from xwin.run.statistics import Interval, Paired
@@ -58,7 +60,7 @@ class Answer:
     reward: float | None = None
     """Score of the reward model, where it was asked."""
     kl: float | None = None
-    """Nats: log-prob of the whole answer under this model less under the reference, where both read the same template."""
+    """Nats: log-prob of the whole answer under this model less under the reference, where both read the same template and the same tokens."""
     judged: float | None = None
     """What the judge gives it against the reference's answer: 0 lost, 1 won, 0.5 equal; None where it was not asked or not understood."""
 
@@ -86,6 +88,18 @@ class Workshop(Protocol):
         """The rows of a source of preferences."""
         ...
 
+    def chat(self, engine: EngineKind, model: str | None) -> Chat:
+        """Somebody to ask: an endpoint, or `engine` over the model that `model` names. Answers are kept."""
+        ...
+
+    def asking(self, what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """What to tell how many of `total` questions were answered just now; then the run may be stopped."""
+        ...
+
+    def seed(self, *path: str | int) -> int:
+        """The seed of a draw."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -104,6 +118,8 @@ class Evidence:
     """Model -> reference of its weights, to ask the workshop for."""
     workshop: Workshop | None = None
     """Opens models and files; None where there is nothing but the answers."""
+    talk: Callable[[str], Chat] | None = None
+    """Model -> somebody to talk to: its weights in its template, by the stage's engine; None where there is nothing but the answers."""
 
     def families(self) -> dict[str, list[int]]:
         """Family of prompts -> indices."""
@@ -127,6 +143,10 @@ class Suite(Kind):
     def least_samples(self) -> int:
         """How many answers to a prompt it needs of at least one model."""
         return 1
+
+    def least_rows(self) -> int:
+        """How many rows of `contenders` it asks at least."""
+        return 0
 
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
         """What it asks, by name: texts that training data should not hold."""
