@@ -6,6 +6,7 @@ learner's: an engine that writes from other weights than are trained is the quie
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import tempfile
@@ -185,6 +186,10 @@ class VllmEngine:
     def close(self) -> None:
         """See Engine."""
         self.llm.engine_core.shutdown()
+        self.llm = None
+        gc.collect()  # its parts hold each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _written(self, requests: Sequence[Request]) -> Iterator[Token]:
         """The tokens of the requests as they are written; when nobody reads on, the rest is dropped."""

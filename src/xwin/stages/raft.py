@@ -34,7 +34,7 @@ from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.stages._rl import RolloutLog, context_of, describe, minibatches, require_room
-from xwin.stages._sampling import Writer, judged, placed, sample
+from xwin.stages._sampling import Writer, judged, placed, room, sample
 from xwin.stages._selection import Kept, accounted, chosen
 from xwin.stages._start import require_sound
 from xwin.stages._training import Training
@@ -107,9 +107,9 @@ class Raft(Training):
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, at most {self.most} kept"
 
     def work(self) -> Sequence[Phase]:
-        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        rows, cache = room(self.engine)
         asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
-        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps)
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps, cache=cache)
         uses = (Use("policy", self.init, tune=self.tune, trained=self.passes), Use("engine", self.init))
         return (Phase(uses, answers, self.tokens_per_batch, (self.scorer,)),)
 
