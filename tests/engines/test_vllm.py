@@ -13,6 +13,7 @@ from xwin.engines._vllm_weights import checksum, checksums, named, require_loade
 from xwin.engines.base import EngineKind
 from xwin.engines.vllm import Vllm
 from xwin.errors import Failure, MissingExtra, ModelError, UserError
+from xwin.stages.base import Stage
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -161,9 +162,27 @@ def test_without_the_package_the_line_that_installs_it_is_told(tiny_folder: Path
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_sleep_without_a_gpu_is_refused(tiny_folder: Path) -> None:
+def test_sleep_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "installed")
     with pytest.raises(UserError, match=r"engine.sleep: needs a CUDA device"):
-        Vllm(sleep=True).build(tiny_folder, (2,), "float32")
+        Vllm(sleep=True).require()
+
+
+ASKING: dict[str, dict[str, object]] = {
+    "best_of_n": {"policy": "base", "scorer": "answer"},
+    "pairs": {"policy": "base", "scorer": "answer"},
+    "raft": {"init": "base", "scorer": "answer"},
+    "rl": {"init": "base", "scorer": "answer", "credit": "group", "objective": "grpo"},
+    "evaluate": {"gold": "answer", "contenders": [{"name": "base", "model": "base"}]},
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+@pytest.mark.parametrize("kind", ASKING)
+def test_a_stage_asks_for_the_package_before_anything_runs(kind: str) -> None:
+    stage = Stage.choose({"kind": kind, "prompts": "./p.jsonl", "engine": {"kind": "vllm"}, **ASKING[kind]})
+    with pytest.raises(MissingExtra):
+        stage.require()
 
 
 def test_a_recipe_names_it() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,35 +58,29 @@ class Vllm(EngineKind):
     sleep: bool = False
     """Between rounds of sampling the weights wait in the machine's memory and the cache is given up, so that the learner has the GPU."""
 
+    def require(self) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise MissingExtra("vllm", "vllm")
+        if self.sleep and not torch.cuda.is_available():
+            raise UserError("needs a CUDA device, and torch finds none on this machine", "engine.sleep", "remove the setting")
+
     def build(self, model: Path, stop: Sequence[int], dtype: str) -> VllmEngine:
+        self.require()
         return VllmEngine(self, model, tuple(stop), dtype)
 
 
 def package() -> Any:
-    """The package.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
+    """vLLM. What it reads of the environment when it is imported is said before."""
     os.environ.update(ENVIRONMENT)
-    try:
-        return importlib.import_module("vllm")
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        raise MissingExtra("vllm", "vllm") from None
+    return importlib.import_module("vllm")
 
 
 def _start(settings: Vllm, model: Path, dtype: str) -> Any:
     """An LLMEngine of vLLM over a Hugging Face folder.
 
     Raises:
-        MissingExtra: the package is not installed.
-        UserError: it is to sleep where it cannot.
         ModelError: the model cannot be loaded, or the cache cannot hold one answer.
     """
-    if settings.sleep and not torch.cuda.is_available():
-        raise UserError("needs a CUDA device, and torch finds none on this machine", "engine.sleep", "remove the setting")
     vllm = package()
     arguments = vllm.EngineArgs(
         model=str(model),
@@ -93,6 +88,7 @@ def _start(settings: Vllm, model: Path, dtype: str) -> Any:
         max_model_len=settings.context,
         max_num_seqs=settings.rows,
         kv_cache_memory_bytes=int(settings.cache_gb * 2**30),
+        gpu_memory_utilization=0.01,  # a share that must be free at the start, and nothing else when the cache is told its size
         tensor_parallel_size=settings.tensor_parallel,
         enforce_eager=settings.eager,
         enable_sleep_mode=settings.sleep,
@@ -106,6 +102,9 @@ def _start(settings: Vllm, model: Path, dtype: str) -> Any:
     )
     try:
         config = arguments.create_engine_config()
+        heads = config.model_config.get_total_num_kv_heads()
+        if settings.tensor_parallel > heads:  # vLLM would hold some of them twice
+            raise ModelError(f"has {heads} heads of keys, fewer than engine.tensor_parallel", str(model), "lower it")
         executor = importlib.import_module("vllm.v1.executor").Executor.get_class(config)
         return vllm.LLMEngine(config, executor, log_stats=False, multiprocess_mode=False)
     except (ValueError, NotImplementedError) as error:
@@ -194,9 +193,9 @@ class VllmEngine:
     def _written(self, requests: Sequence[Request]) -> Iterator[Token]:
         """The tokens of the requests as they are written; when nobody reads on, the rest is dropped."""
         batcher = self.batcher(self.context)
-        for request in requests:
-            batcher.require_able(request)
         try:
+            for request in requests:
+                batcher.require_able(request)
             for request in requests:
                 batcher.add(request)
             while len(batcher):

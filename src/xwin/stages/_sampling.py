@@ -73,6 +73,9 @@ class Asking(Stage):
     engine: EngineKind = Local()
     """What writes them."""
 
+    def require(self) -> None:
+        self.engine.require()
+
     def asking(self, n: int) -> Phase:
         """What n answers to each prompt ask of a machine."""
         rows, cache = room(self.engine)

@@ -99,6 +99,9 @@ class Evaluate(Stage):
     def summary(self) -> str:
         return f"{len(self.contenders)} rows, {len(self.suites)} suites"
 
+    def require(self) -> None:
+        self.engine.require()
+
     def work(self) -> Sequence[Phase]:
         """One row of the table after the other; a model is compared with the reference when its engine is closed."""
         if self.prompts is None or self.gold is None:

@@ -37,7 +37,7 @@ from xwin.stages._rl import RolloutLog, context_of, describe, minibatches, requi
 from xwin.stages._sampling import Writer, judged, placed, room, sample
 from xwin.stages._selection import Kept, accounted, chosen
 from xwin.stages._start import require_sound
-from xwin.stages._training import Training
+from xwin.stages._training import Training, require_able
 from xwin.stages._work import Amount, Answers, Phase, Use
 from xwin.stages.sft import due
 
@@ -105,6 +105,10 @@ class Raft(Training):
 
     def summary(self) -> str:
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, at most {self.most} kept"
+
+    def require(self) -> None:
+        require_able(self.optim, self.tune)
+        self.engine.require()
 
     def work(self) -> Sequence[Phase]:
         rows, cache = room(self.engine)

@@ -231,6 +231,7 @@ class Rl(Training):
         require_able(self.optim, self.tune)
         if self.critic is not None:
             require_able(self.critic.optim, self.critic.tune)
+        self.engine.require()
 
     def _needs(self) -> frozenset[str]:
         """Columns to compute for a round."""
