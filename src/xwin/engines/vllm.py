@@ -98,6 +98,7 @@ def _start(settings: Vllm, model: Path, dtype: str) -> Any:
         hf_overrides={"head_dtype": "float32"},  # the learner computes logits in fp32, whatever the type of its other products
         generation_config="vllm",  # what a folder says of sampling is not what was asked for
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         log_level="ERROR",
     )
     try:
