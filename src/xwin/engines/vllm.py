@@ -120,7 +120,7 @@ class VllmEngine:
         self.settings, self.stop, self.dtype = settings, stop, DTYPES[dtype]
         self.version = 0
         threads = torch.get_num_threads()
-        self.llm = _start(settings, model, dtype)
+        self.llm: Any = _start(settings, model, dtype)
         torch.set_num_threads(threads)  # vLLM leaves one to the process, in which the learner computes, too
         self.context = int(self.llm.model_config.max_model_len)
         self.vocabulary = int(self.llm.model_config.get_vocab_size())
