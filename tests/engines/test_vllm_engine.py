@@ -1,6 +1,8 @@
 """vLLM itself, on the CPU: laws of every engine, hand-over of weights, and what the learner says of its log-probs. `make test-vllm` runs them."""
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,11 @@ def fresh(model: VllmEngine, tiny_folder: Path) -> VllmEngine:
     """With the weights of the folder, whatever another test left."""
     model.load(Weights(0, folder=tiny_folder))
     return model
+
+
+def test_the_engine_s_settings_do_not_bring_the_package() -> None:
+    code = "import sys, xwin.engines.vllm, xwin.stages.rl; print('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_greedy_answers_are_those_of_transformers(tiny_folder: Path, fresh: VllmEngine) -> None:

@@ -4,6 +4,8 @@ vLLM tells either what the network said before temperature (`raw_*`) or what was
 must compare with is between the two. This processor runs before both: it puts  T log softmax(z / T)  in the place of the logits z, which
 changes no draw, since a softmax does not see what is added to all logits. vLLM then divides by T, masks what top_k, top_p and min_p
 leave out, and with `logprobs_mode: processed_logits` tells the number that is left: log softmax(z / T) of the sampled token.
+
+Imported by vLLM itself, in each of its workers.
 """
 
 from __future__ import annotations
@@ -14,9 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-PATH = f"{__name__}:Unfiltered"
-"""What vLLM imports in each of its workers."""
 
 _vllm: Any = importlib.import_module("vllm.v1.sample.logits_processor") if importlib.util.find_spec("vllm") else None
 _Processor: Any = _vllm.LogitsProcessor if _vllm else object

@@ -20,7 +20,6 @@ import torch
 from annotated_types import Ge, Gt
 
 from xwin.data.rollout import Prompt, Rollout
-from xwin.engines import _vllm_logits
 from xwin.engines._vllm_batcher import VllmBatcher
 from xwin.engines._vllm_weights import Source, Sums, checksum, fused, load, named, require_loaded, require_same_shapes, shapes
 from xwin.engines.base import EngineKind, Request, Sampling, Token
@@ -33,6 +32,9 @@ ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the other one takes no processor like ours
 }
 """What the package reads when it is imported."""
+
+UNFILTERED = "xwin.engines._vllm_logits:Unfiltered"
+"""Its processor of logits by name: the file brings the package with it."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -93,7 +95,7 @@ def _start(settings: Vllm, model: Path, dtype: str) -> Any:
         enforce_eager=settings.eager,
         enable_sleep_mode=settings.sleep,
         logprobs_mode="processed_logits",
-        logits_processors=[_vllm_logits.PATH],
+        logits_processors=[UNFILTERED],
         max_logprobs=-1,
         hf_overrides={"head_dtype": "float32"},  # the learner computes logits in fp32, whatever the type of its other products
         generation_config="vllm",  # what a folder says of sampling is not what was asked for
