@@ -30,7 +30,7 @@ GRPO: dict[str, Any] = {
     "kind": "rl",
     "init": "base",
     "prompts": "prompts/train",
-    "scorer": "answer",
+    "scorer": {"kind": "function", "function": "tests.engines.vllm_reward:digits"},
     "objective": {"kind": "grpo"},
     "credit": {"kind": "group"},
     "kl": None,
@@ -65,6 +65,8 @@ def test_the_engine_says_what_the_learner_says_at_every_step(tmp_path: Path, dty
     gaps = carry_out(tmp_path, dtype)
     assert len(gaps) == STEPS
     assert max(gaps) < largest
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert all(float(row["value"]) > 0 for row in events if row["name"] == "grad_norm")  # each hand-over brought other weights
 
 
 def test_an_engine_that_never_gets_the_new_weights_is_stopped_by_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +77,7 @@ def test_an_engine_that_never_gets_the_new_weights_is_stopped_by_the_guard(tmp_p
 
     monkeypatch.setattr(VllmEngine, "load", load)
     with pytest.raises(TrainingStopped, match=r"engine_gap is .* nats, above its guard of 0.05 nats"):
-        carry_out(tmp_path, "float32", tune={"kind": "full"}, optim={"lr": 3e-4, "schedule": "constant"}, steps=5)
+        carry_out(tmp_path, "float32", tune={"kind": "full"}, optim={"lr": 3e-4, "schedule": "constant"}, steps=2)
 
 
 def test_an_engine_that_gets_other_weights_is_stopped_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
