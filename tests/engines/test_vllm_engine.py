@@ -339,6 +339,13 @@ def test_a_broken_hand_over_is_noticed_by_its_checksum(
         fresh.load(Weights(9, tensors=scaled))
 
 
+def test_closing_one_engine_leaves_process_groups_and_another_engine_alone(tiny_folder: Path, fresh: VllmEngine) -> None:
+    SMALL.build(tiny_folder, STOP, "float32").close()
+    assert torch.distributed.is_initialized()  # noqa: TID251 - the law is about it
+    fresh.load(Weights(3, folder=tiny_folder))
+    assert len(list(fresh.generate(prompts(2), Sampling(max_tokens=3), seed=SEED))) == 2
+
+
 def test_more_answers_than_the_cache_holds_wait_for_each_other(tiny_folder: Path) -> None:
     """Room for two answers of full length at a time: 24 are asked for."""
     engine = Vllm(cache_gb=600_000 / 2**30, rows=16, context=256, eager=True).build(tiny_folder, (258,), "float32")

@@ -188,10 +188,13 @@ class VllmEngine:
         return VllmBatcher(self.llm, f"b{next(self._names)}", self.stop, min(tokens, self.context), self.vocabulary, self._unread)
 
     def close(self) -> None:
-        """See Engine."""
-        self.llm.engine_core.shutdown()
+        """See Engine. vLLM's own shutdown would also end every process group of this process: the learner's, and another engine's."""
+        client = self.llm.engine_core
+        client._finalizer.detach()
+        client.engine_core.model_executor.shutdown()
         self.llm = None
-        gc.collect()  # its parts hold each other
+        gc.unfreeze()  # vLLM hides what it made from the collector
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
