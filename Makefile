@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm/.installed
 
-.PHONY: demo test test-slow lint audit docs mutate clean
+.PHONY: demo test test-slow test-vllm lint audit docs mutate clean
 
 demo: $(STAMP)
 	$(VENV)/bin/xwin run recipes/tiny.yaml
@@ -13,6 +14,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	scripts/slow
+
+# vLLM in an environment of its own; not part of what CI runs
+test-vllm: $(VLLM)
+	.venv-vllm/bin/python -m pytest tests/engines/test_vllm*.py -m vllm --capture=no --timeout=1800
 
 lint: $(STAMP)
 	scripts/lint
@@ -30,5 +35,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/install
 	PYTHON=$(PYTHON) scripts/install $(VENV)
 	touch $@
 
+$(VLLM): pyproject.toml constraints-vllm.txt scripts/vllm-env
+	PYTHON=$(PYTHON) scripts/vllm-env .venv-vllm
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-audit mutants build *.egg-info src/*.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-audit mutants build *.egg-info src/*.egg-info

@@ -157,6 +157,16 @@ def test_the_cache_of_a_plan_is_within_a_tenth_of_what_the_engine_allocates_for_
     assert isinstance(said, Estimate) and said.memory.cache == pytest.approx(there, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_cache_of_an_engine_that_is_told_its_size_is_that_on_every_gpu(tmp_path: Path, count: int) -> None:
+    fetch(ModelSource(path="random:2x64"), tmp_path, tmp_path / "cache").rename(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "count"}) + "\n")
+    best = "{kind: best_of_n, policy: base, prompts: ./rows.jsonl, scorer: answer, n: 3, engine: {kind: vllm, cache_gb: 2.5, rows: 64}}"
+    (tmp_path / "r.yaml").write_text(f"name: r\nmodels: {{base: {{path: ./model, template: own}}}}\nstages:\n  best: {best}\n")
+    said = needs(planned(tmp_path / "r.yaml"), chosen("a100", count)).stages["best"]
+    assert isinstance(said, Estimate) and said.memory.cache == 2.5 * GIB
+
+
 def cache_bytes() -> int:
     """Of the one engine that is writing."""
     (found,) = [x for x in gc.get_objects() if type(x) is Cache and x.layers]

@@ -168,6 +168,13 @@ class EngineKind(Kind):
             f"the engine '{self.kind}' runs a model of ours, and none is named", fix="name it, or take engine: {kind: remote, model: ...}"
         )
 
+    def require(self) -> None:
+        """Sees to it, before any stage runs, that this machine can do what the settings ask for.
+
+        Raises:
+            UserError: it cannot: an optional package or a device is missing.
+        """
+
     def build(self, model: Path, stop: Sequence[int], dtype: str) -> Engine:
         """An engine over a Hugging Face folder.
 

@@ -12,6 +12,7 @@ SHORT = 256
 """Tokens; shorter batches hold too little to be worth a step."""
 
 MOST_GPUS = 1024
+GIB = 2.0**30
 
 
 def lower(held: Sequence[Held], load: Load, machine: Machine) -> str:
@@ -34,9 +35,11 @@ def _choices(held: Sequence[Held], load: Load, machine: Machine) -> Iterator[tup
         adapted = [replace(h, use=replace(h.use, tune=LoRA())) if h.use.tune is not None else h for h in held]
         yield "tune: {kind: lora}", adapted, load, machine
         yield from ((f"tune: {{kind: lora}} and tokens_per_batch: {size}", adapted, batch(size), machine) for size in sizes)
-    if load.answers is not None and load.answers.rows:
+    if load.answers is not None and load.answers.rows and not load.answers.cache:
         rows = max(4, load.answers.n)
         yield f"engine: {{kind: local, rows: {rows}}}", held, replace(load, answers=replace(load.answers, rows=rows)), machine
+    if load.answers is not None and load.answers.cache > GIB:
+        yield "engine: {kind: vllm, cache_gb: 1}", held, replace(load, answers=replace(load.answers, cache=GIB)), machine
     counts = [machine.count * 2**i for i in range(1, 11) if machine.count * 2**i <= MOST_GPUS and machine.gpu]
     yield from ((f"--count {n}", held, load, replace(machine, count=n)) for n in counts)
     yield from ((f"--count {n} and tokens_per_batch: {size}", held, batch(size), replace(machine, count=n)) for n in counts for size in sizes)

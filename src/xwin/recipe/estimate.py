@@ -10,7 +10,7 @@ Memory of one device, bytes; P parameters, P' of them trained, M in matrices of 
     activations   T x layers x bytes a token and layer, see `token_bytes`. The method is that of Korthikanti et al. 2022, arXiv:2205.05198,
                   section 4.1: add up what each operation keeps for its backward pass. The terms are those of our layers
     logits        of CHUNK at a time, see `_logits`
-    cache         rows x tokens x layers x 2 x key width x bytes: what engines/_cache.py allocates
+    cache         rows x tokens x layers x 2 x key width x bytes: what engines/_cache.py allocates; of vLLM what it is told to set aside
 
 A device holds at its peak  weights + optimizer + max(activations + logits, gradients) + cache: the backward pass frees the activations of a layer
 when it makes its gradients. Where a step has more than one batch, gradients are there while the next one is computed, so both are added.
@@ -159,7 +159,7 @@ def memory(held: Sequence[Held], load: Load, machine: Machine) -> Memory:
         optimizer=8.0 * trained / n,
         activations=max((_activations(network, load, machine) for network in held), default=0.0),
         logits=max((_logits(network, load) for network in held), default=0.0),
-        cache=sum(cache(network.shape, load, network.dtype) for network in held if network.use.role == "engine") / n,
+        cache=sum(cache(network.shape, load, network.dtype, n) for network in held if network.use.role == "engine"),
         process=machine.process,
         adds_up=load.batches > 1 or sum(network.trained > 0 for network in held) > 1,
     )
@@ -231,14 +231,16 @@ def _logits(network: Held, load: Load) -> float:
     return max(forward, 2.0 * b * min(CHUNK * WIDER, labels) + (2.0 * b + 4.0) * network.shape.embedding)
 
 
-def cache(shape: NetworkShape, load: Load, dtype: str) -> float:
-    """Keys and values of the engine's cache, bytes: allocated for every row at its longest, in whole pages."""
+def cache(shape: NetworkShape, load: Load, dtype: str, gpus: int = 1) -> float:
+    """Keys and values of the engine's cache, bytes on each GPU: what it sets aside, or every row at its longest, in whole pages."""
+    if load.answers is not None and load.answers.cache:
+        return load.answers.cache
     longest = PAGE * ceil((load.amount.longest + (load.answers.longest if load.answers else 0)) / PAGE)
-    return engine_rows(load) * longest * shape.llama.layers * 2.0 * shape.key * (4 if dtype == "float32" else 2)
+    return engine_rows(load) * longest * shape.llama.layers * 2.0 * shape.key * (4 if dtype == "float32" else 2) / gpus
 
 
 def engine_rows(load: Load) -> int:
-    """Rows that the local engine makes: at least 4, no more than there are answers."""
+    """Rows that the engine makes: at least 4, no more than there are answers."""
     data = load.answers
     if data is None or not data.rows:
         return 0

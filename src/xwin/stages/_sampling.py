@@ -15,6 +15,7 @@ from xwin.data.rollout import Group, Prompt, Rollout, grouped, rollout_from_json
 from xwin.data.template import Template
 from xwin.engines.base import Engine, EngineKind, Sampling
 from xwin.engines.local import Local
+from xwin.engines.vllm import Vllm
 from xwin.errors import CheckpointError
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import ConversationsRef, ModelRef
@@ -32,6 +33,20 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 """Prompts of a block: the unit of resume. A function of nothing, so equal runs have equal blocks."""
+
+
+def room(engine: EngineKind) -> tuple[int, float]:
+    """Answers that an engine decodes together, at most, and bytes that it sets aside for them; 0 = what they need.
+
+    (0, 0) of one that holds no network of ours.
+    """
+    match engine:
+        case Local():
+            return engine.rows, 0.0
+        case Vllm():
+            return engine.rows, engine.cache_gb * 2**30
+        case _:
+            return 0, 0.0
 
 
 class Asking(Stage):
@@ -58,10 +73,13 @@ class Asking(Stage):
     engine: EngineKind = Local()
     """What writes them."""
 
+    def require(self) -> None:
+        self.engine.require()
+
     def asking(self, n: int) -> Phase:
         """What n answers to each prompt ask of a machine."""
-        rows = self.engine.rows if isinstance(self.engine, Local) else 0
-        answers = Answers(self.prompts, n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit)
+        rows, cache = room(self.engine)
+        answers = Answers(self.prompts, n, self.sampling.max_tokens, rows, BLOCK, limit=self.limit, cache=cache)
         return Phase((Use("engine", self.policy),), answers, SCORED, (self.scorer,))
 
     def made(self, amount: Callable[[str], Amount | None], each: int, *, sides: int = 1) -> Amount | None:

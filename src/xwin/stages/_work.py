@@ -82,6 +82,8 @@ class Answers:
     """Prompts used, from the first on; None = all there are."""
     steps: int = 0
     """Optimizer steps that the answers are learned in."""
+    cache: float = 0.0
+    """Bytes that the engine sets aside on each GPU for keys and values; 0 = what its rows need."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from xwin.scorers.base import ScorerKind
 from xwin.scorers.judge import Judge
 from xwin.spec import Spec
 from xwin.stages._judged import judged_answers
-from xwin.stages._sampling import BLOCK, judged, sample
+from xwin.stages._sampling import BLOCK, judged, room, sample
 from xwin.stages._work import Answers, Phase, Use
 from xwin.stages.base import Stage
 from xwin.suites._contamination import overlap_rows
@@ -100,14 +100,17 @@ class Evaluate(Stage):
     def summary(self) -> str:
         return f"{len(self.contenders)} rows, {len(self.suites)} suites"
 
+    def require(self) -> None:
+        self.engine.require()
+
     def work(self) -> Sequence[Phase]:
         """One row of the table after the other; a model is compared with the reference when its engine is closed."""
         if self.prompts is None or self.gold is None:
             return ()
-        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        rows, cache = room(self.engine)
         phases = []
         for c in self.contenders:
-            answers = Answers(self.prompts, c.n, self.sampling.max_tokens, rows, BLOCK)
+            answers = Answers(self.prompts, c.n, self.sampling.max_tokens, rows, BLOCK, cache=cache)
             phases.append(Phase((Use("engine", c.model),), answers, TOKENS, (self.gold, *([c.scorer] if c.scorer else []))))
         return phases
 

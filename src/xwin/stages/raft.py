@@ -34,10 +34,10 @@ from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.stages._rl import RolloutLog, describe, minibatches, require_room
-from xwin.stages._sampling import Writer, judged, placed, sample
+from xwin.stages._sampling import Writer, judged, placed, room, sample
 from xwin.stages._selection import Kept, accounted, chosen
 from xwin.stages._start import require_sound
-from xwin.stages._training import Training
+from xwin.stages._training import Training, require_able
 from xwin.stages._work import Amount, Answers, Phase, Use
 from xwin.stages.sft import due
 
@@ -106,10 +106,14 @@ class Raft(Training):
     def summary(self) -> str:
         return f"{self.steps} rounds of {self.prompts_per_step} prompts x {self.n} answers, at most {self.most} kept"
 
+    def require(self) -> None:
+        require_able(self.optim, self.tune)
+        self.engine.require()
+
     def work(self) -> Sequence[Phase]:
-        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        rows, cache = room(self.engine)
         asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
-        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps)
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps, cache=cache)
         uses = (Use("policy", self.init, tune=self.tune, trained=self.passes), Use("engine", self.init))
         return (Phase(uses, answers, self.tokens_per_batch, (self.scorer,)),)
 

@@ -50,7 +50,7 @@ from xwin.stages._rl import (
     varied,
 )
 from xwin.stages._rl_settings import Critic, Kl, Refill
-from xwin.stages._sampling import Writer, placed
+from xwin.stages._sampling import Writer, placed, room
 from xwin.stages._start import require_ratio, require_sound_round
 from xwin.stages._training import Training, require_able
 from xwin.stages._work import Answers, Phase, Use
@@ -155,9 +155,9 @@ class Rl(Training):
             uses.append(Use("critic", self.critic.init, "value", tune=self.critic.tune, trained=self.passes, read=1))
         if "ref_logp" in needs:
             uses.append(Use("reference", self.reference or self.init, read=1))
-        rows = self.engine.rows if isinstance(self.engine, Local) else 0
+        rows, cache = room(self.engine)
         asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
-        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps)
+        answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps, cache=cache)
         return (Phase(tuple(uses), answers, self.tokens_per_batch, tuple(s for s in (self.scorer, self.gold) if s is not None)),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
@@ -230,6 +230,7 @@ class Rl(Training):
         require_able(self.optim, self.tune)
         if self.critic is not None:
             require_able(self.critic.optim, self.critic.tune)
+        self.engine.require()
 
     def _needs(self) -> frozenset[str]:
         """Columns to compute for a round."""
