@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Finish, Prompt, Rollout
@@ -28,8 +28,30 @@ class Sampling(Spec):
     """Nucleus: only the most likely tokens that hold this share of the probability may be drawn. Below 1 the ratio of PPO is biased, so
     the rl stage refuses it."""
 
+    top_k: Annotated[int, Ge(0)] = 0
+    """Only the k most likely tokens may be drawn; 0 = all. The rl stage refuses it as it refuses top_p."""
+
+    min_p: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Only tokens at least this share as likely as the likeliest may be drawn (arXiv:2407.01082). The rl stage refuses it as it refuses top_p."""
+
     max_tokens: Annotated[int, Ge(1)] = 256
     """Longest answer, tokens, the stop token included."""
+
+    stop: tuple[Annotated[str, Len(1)], ...] = ()
+    """Texts that end an answer. The tokens that hold them stay in the rollout, so ids and log-probs stay aligned; what reads text cuts it there."""
+
+    def cut(self, text: str) -> str:
+        """The text up to the first of the stop texts in it."""
+        ends = [place for place in map(text.find, self.stop) if place >= 0]
+        return text[: min(ends)] if ends else text
+
+    def shown(self, text: str) -> str:
+        """The part of an unfinished text that no later token can take back: without an end that may be the beginning of a stop text."""
+        whole = self.cut(text)
+        if len(whole) < len(text):
+            return whole
+        held = max((k for stop in self.stop for k in range(1, len(stop)) if text.endswith(stop[:k])), default=0)
+        return text[: len(text) - held]
 
 
 class Engine(Protocol):
@@ -58,6 +80,68 @@ class Foresight(Protocol):
 
     def likeliest(self, prompt: Prompt, n: int) -> Sequence[tuple[int, float]]:
         """The n likeliest first tokens of an answer at temperature 1: (token id, log-probability in nats), likeliest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer that is asked for.  Example: Request("chat-7", Prompt("chat-7", (1, 5, 9)), Sampling(), seed=0)"""
+
+    id: str
+    """Among the requests of a batcher, its own."""
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
+    sample: int = 0
+    """The tokens depend on (seed, prompt id, sample), as those of Engine.generate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token written for a request."""
+
+    request: str
+    token: int
+    logp: float
+    """Nats, of the unfiltered, temperature-scaled distribution."""
+    finish: Finish | None
+    """Set with the last one."""
+
+
+class Batcher(Protocol):
+    """Requests that come and go while others are being written: continuous batching. Owned by one thread."""
+
+    def add(self, request: Request) -> None:
+        """Puts a request in line.
+
+        Raises:
+            ModelError: it can never be answered: says why, with the numbers. The other requests are not touched.
+        """
+        ...
+
+    def drop(self, request: str) -> None:
+        """Forgets a request whose client went away: its row is free at once. Unknown ids are fine: it may just have been finished."""
+        ...
+
+    def step(self) -> list[Token]:
+        """Lets waiting requests enter and writes one token for each live one."""
+        ...
+
+    def __len__(self) -> int:
+        """Requests live or waiting."""
+        ...
+
+
+@runtime_checkable
+class Continuous(Protocol):
+    """An Engine that can serve requests as they come."""
+
+    def batcher(self, tokens: int) -> Batcher:
+        """A batcher over the engine's weights.
+
+        Args:
+            tokens: the longest prompt and answer, together.
+        """
         ...
 
 
@@ -151,7 +235,7 @@ class EngineChat:
         share = (time.perf_counter() - began) / max(len(prompts), 1)  # they were written together
         for prompt, likely in zip(prompts, first, strict=True):
             rollout = found[prompt.id]
-            text = self.template.parse(rollout.completion).text
+            text = sampling.cut(self.template.parse(rollout.completion).text)
             yield Reply(text, rollout.finish, len(rollout.completion), len(prompt.tokens), likely, seconds=share)
 
     def _first(self, prompt: Prompt, top: int) -> dict[str, float]:
@@ -166,15 +250,17 @@ class EngineChat:
         return found
 
     def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:
-        """See Chat. A character whose bytes are spread over several tokens is held back until it is whole."""
+        """See Chat. What may be half a character or half a stop text is held back until it is known."""
         prompt = Prompt(conversation.id, self.template.prompt(conversation.messages))
         tokens: list[int] = []
         text = shown = ""
         for token, _ in self.engine.stream(prompt, sampling, seed=seed):
             tokens.append(token)
             text = self.template.parse(tokens).text
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(shown):
-                yield text[len(shown) :]
-                shown = text
-        if len(text) > len(shown):  # the length limit cut a character in two
-            yield text[len(shown) :]
+            sure = sampling.shown(text)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(sure) > len(shown):
+                yield sure[len(shown) :]
+                shown = sure
+        rest = sampling.cut(text)
+        if len(rest) > len(shown):  # the length limit cut a character in two, or what might have become a stop text did not
+            yield rest[len(shown) :]
