@@ -1,38 +1,80 @@
-"""The key-value cache of the local engine: preallocated, a row per answer, attended through the same door as packed batches."""
+"""The key-value cache of the local engine: a row per answer, in pages of PAGE tokens, and who sees what of it.
+
+A page holds the same PAGE places of every row, so the first rows of a page are one block of memory: a product reads them where they are. Answers
+grow by taking the next page. Only rows that reach a page are multiplied with it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from xwin.data.batch import Batch
 from xwin.models.attention import PackedPlan
+
+PAGE = 64
+"""Tokens of a row that lie together."""
+
+
+def in_pages(length: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-length // PAGE)
 
 
 class Cache:
     """Keys and values of `rows` answers of at most `length` tokens. Rows 0 .. live-1 are in use; a layer's memory is made at first use."""
 
     def __init__(self, rows: int, length: int) -> None:
-        self.rows, self.length = rows, length
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        """layer -> [rows, K, length, D]"""
+        self.rows, self.pages = rows, in_pages(length)
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        """layer -> keys and values, each [pages, rows, K, PAGE, D]"""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.pages * PAGE
+
+    @property
+    def bytes(self) -> int:
+        """What is held."""
+        return sum(tensor.nbytes for both in self.layers.values() for tensor in both)
 
     def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer; `like` [B, K, L, D] gives heads, width and type."""
-        if index not in self.keys:
-            shape = (self.rows, like.shape[1], self.length, like.shape[3])
-            self.keys[index], self.values[index] = like.new_zeros(shape), like.new_zeros(shape)
-        return self.keys[index], self.values[index]
+        if index not in self.layers:
+            shape = (self.pages, self.rows, like.shape[1], PAGE, like.shape[3])
+            self.layers[index] = like.new_zeros(shape), like.new_zeros(shape)
+        return self.layers[index]
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copies whole rows.  source, target: [m] row indices; no row is both."""
-        for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target] = tensor[source]
+    def reserve(self, rows: int, length: int, live: int) -> None:
+        """Makes room, layer by layer, and keeps what the first `live` rows hold.
+
+        Args:
+            rows: that must fit.
+            length: tokens of the longest.
+            live: rows in use.
+        """
+        pages = in_pages(length)
+        if rows <= self.rows and pages <= self.pages:
+            return
+        held = rows, pages
+        if self.layers:  # until all have room, and if memory ends, a row is as long as in the smallest of them
+            held, self.rows, self.pages = held, min(rows, self.rows), min(pages, self.pages)
+        for index, both in self.layers.items():
+            kept = min(pages, both[0].shape[0])
+            larger = tuple(tensor.new_zeros(pages, rows, *tensor.shape[2:]) for tensor in both)
+            for new, old in zip(larger, both, strict=True):
+                new[:kept, :live] = old[:kept, :live]
+            self.layers[index] = larger[0], larger[1]
+        self.rows, self.pages = held
+
+    def move(self, source: int, target: int) -> None:
+        """Copies a whole row."""
+        for both in self.layers.values():
+            for tensor in both:
+                tensor[:, target] = tensor[:, source]
 
 
 @dataclass(frozen=True)
@@ -51,19 +93,21 @@ class PrefillPlan:
     @classmethod
     def of(cls, batch: Batch, cache: Cache, rows: list[list[int]]) -> PrefillPlan:
         """`rows[s]`: the rows that continue segment s."""
-        spans = [range(a, a + n) for a, n in zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)]
-        seen: list[list[int]] = []
+        spans = [torch.arange(a, a + n) for a, n in zip(batch.starts.tolist(), batch.lengths.tolist(), strict=True)]
+        seen: list[Tensor] = []
         for parent, span in zip(batch.parent.tolist(), spans, strict=True):
-            seen.append([*(seen[parent] if parent >= 0 else ()), *span])
-        index = [(token, r, place) for s, mine in enumerate(rows) for r in mine for place, token in enumerate(seen[s])]
-        token, row, place = torch.tensor(index).unbind(1)
-        return cls(PackedPlan(batch), cache, token, row, place)
+            seen.append(torch.cat([seen[parent], span]) if parent >= 0 else span)
+        each = [(r, tokens) for mine, tokens in zip(rows, seen, strict=True) for r in mine]
+        token = torch.cat([tokens for _, tokens in each])
+        row = torch.cat([torch.full_like(tokens, r) for r, tokens in each])
+        place = torch.cat([torch.arange(len(tokens)) for _, tokens in each])
+        device = batch.tokens.device
+        return cls(PackedPlan(batch), cache, token.to(device), row.to(device), place.to(device))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
         """See models.attention.Plan."""
-        keys, values = self.cache.layer(layer, value)
-        for store, fresh in ((keys, key), (values, value)):
-            store[self.row, :, self.place] = fresh[0].transpose(0, 1)[self.token].to(store.dtype)
+        for store, fresh in zip(self.cache.layer(layer, value), (key, value), strict=True):
+            store[self.place // PAGE, self.row, :, self.place % PAGE] = fresh[0].transpose(0, 1)[self.token].to(store.dtype)
         return self.packed.attend(layer, query, key, value, scale=scale, window=window)
 
 
@@ -74,19 +118,40 @@ class DecodePlan:
     cache: Cache
     place: Tensor
     """[B] position of the new token in its row."""
+    reach: tuple[int, ...]
+    """For each page that is used, how many of the first rows must be multiplied with it."""
+    _unseen: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cache: Cache, places: list[int], device: torch.device) -> DecodePlan:
+        """`places`: of the new token of each row."""
+        reach = [0] * (max(places) // PAGE + 1)
+        for row, place in enumerate(places):
+            reach[: place // PAGE + 1] = [row + 1] * (place // PAGE + 1)
+        return cls(cache, torch.tensor(places, device=device), tuple(reach))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """See models.attention.Plan; query is [B, H, 1, D]."""
+        """See models.attention.Plan; query is [B, H, 1, D]. The heads that share a key head become rows of one product."""
         keys, values = self.cache.layer(layer, value)
         rows, kv, _, width = value.shape
         index = torch.arange(rows, device=value.device)
-        keys[index, :, self.place] = key[:, :, 0].to(keys.dtype)
-        values[index, :, self.place] = value[:, :, 0].to(values.dtype)
-        longest = int(self.place.max()) + 1
-        behind = self.place[:, None] - torch.arange(longest, device=value.device)
-        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-        # the heads that share a key head become query rows, so keys are read once and never expanded
-        shared = query[:, :, 0].reshape(rows, kv, -1, width)
-        mine = (store[:rows, :, :longest] for store in (keys, values))
-        out = scaled_dot_product_attention(shared, *mine, attn_mask=seen[:, None, None, :], scale=scale)
-        return out.reshape(rows, 1, -1, width)
+        for store, fresh in ((keys, key), (values, value)):
+            store[self.place // PAGE, index, :, self.place % PAGE] = fresh[:, :, 0].to(store.dtype)
+        shared = query[:, :, 0].reshape(rows * kv, -1, width)
+        scores = shared.new_zeros(*shared.shape[:2], len(self.reach) * PAGE)
+        for page, n in enumerate(self.reach):
+            scores[: n * kv, :, page * PAGE : (page + 1) * PAGE] = torch.bmm(shared[: n * kv], keys[page, :n].flatten(0, 1).mT)
+        scores.view(rows, -1, scores.shape[-1]).masked_fill_(self.unseen(window), -torch.inf)
+        weight = (scores.float() * scale).softmax(-1).to(value.dtype)
+        out = torch.zeros_like(shared, dtype=torch.float32)
+        for page, n in enumerate(self.reach):
+            out[: n * kv] += torch.bmm(weight[: n * kv, :, page * PAGE : (page + 1) * PAGE], values[page, :n].flatten(0, 1))
+        return out.to(value.dtype).view(rows, 1, -1, width)
+
+    def unseen(self, window: int | None) -> Tensor:
+        """[B, 1, pages * PAGE] places that a row's new token does not look at."""
+        if window not in self._unseen:
+            behind = self.place[:, None] - torch.arange(len(self.reach) * PAGE, device=self.place.device)
+            unseen = behind < 0 if window is None else (behind < 0) | (behind >= window)
+            self._unseen[window] = unseen[:, None]
+        return self._unseen[window]

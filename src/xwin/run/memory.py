@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from xwin.errors import OutOfMemory
 
 STATUS = Path("/proc/self/status")
+GROUP = Path("/sys/fs/cgroup")
 REFUSALS = re.compile(r"can't allocate memory|cannot allocate memory|unable to allocate|out of memory|bad_alloc", re.IGNORECASE)
 """How libraries say that an allocation failed: torch on a CPU and on a GPU, the operating system, numpy, C++."""
 
@@ -52,6 +55,14 @@ def peak() -> float:
         return int(line.split()[1]) / 2**20
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**30 if sys.platform == "darwin" else most / 2**20  # macOS counts bytes, others KiB
+
+
+def available() -> float:
+    """Bytes of main memory that this process could still take: of the machine, or of its group where a container sets a limit."""
+    free = float(psutil.virtual_memory().available)
+    limit, used = (GROUP / name for name in ("memory.max", "memory.current"))
+    bound = limit.read_text(encoding="ascii").strip() if limit.is_file() and used.is_file() else "max"
+    return max(0.0, min(free, float(bound) - float(used.read_text(encoding="ascii")))) if bound.isdecimal() else free
 
 
 def release() -> None:

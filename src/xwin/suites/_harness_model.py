@@ -149,7 +149,10 @@ class PackedLM(HFLM):
             raise UserError(f"the task asks for a way to draw text that our engine does not have: {', '.join(unknown)}")
         until = handle_stop_sequences(known["until"], eos=self.tok_decode([self.eot_token_id], skip_special_tokens=False))  # type: ignore[arg-type]
         sampling = Sampling(
-            temperature=known.get("temperature", 0.0), top_p=known.get("top_p", 1.0), max_tokens=known.get("max_gen_toks", self.max_gen_toks)
+            temperature=known.get("temperature", 0.0),
+            top_p=known.get("top_p", 1.0),
+            max_tokens=known.get("max_gen_toks", self.max_gen_toks),
+            stop=tuple(text for text in until if text),
         )
         room = self.max_length - sampling.max_tokens
         if room < 1:
@@ -157,7 +160,7 @@ class PackedLM(HFLM):
             raise ModelError(what, str(self.pretrained.name_or_path))
         prompts = [Prompt(str(number), tuple(self.tok_encode(text, left_truncate_len=room))) for number, text in contexts.items()]
         rows = max(4, CACHED // (max(len(p.tokens) for p in prompts) + sampling.max_tokens))
-        engine = LocalEngine(self.packed, self._stops(), rows, StopStrings(self, until))
+        engine = LocalEngine(self.packed, self._stops(), rows, lambda tokens: self.tok_decode(list(tokens), skip_special_tokens=False))
         for rollout in engine.generate(prompts, sampling, seed=0):
             yield int(rollout.prompt_id), postprocess_generated_text(self.tok_decode(list(rollout.completion)), until, None)  # type: ignore[arg-type]
 
@@ -167,21 +170,6 @@ class PackedLM(HFLM):
         named = config.eos_token_id if config is not None else None
         ids = [] if named is None else [named] if isinstance(named, int) else list(named)
         return tuple(dict.fromkeys([self.eot_token_id, *ids]))
-
-
-class StopStrings:
-    """Whether the text written so far holds a stop string, which may be spread over several tokens. See engines.local.Ends."""
-
-    def __init__(self, model: HFLM, strings: Sequence[str]) -> None:
-        self.model, self.strings = model, tuple(text for text in strings if text)
-        self.tail = max((len(text.encode()) for text in self.strings), default=0) + 4
-        """Tokens that hold the longest of them: each has at least one byte; some more, since those that only mark something have none."""
-
-    def __call__(self, tokens: Sequence[int]) -> bool:
-        if not self.strings:
-            return False
-        text = self.model.tok_decode(list(tokens[-self.tail :]), skip_special_tokens=False)  # type: ignore[arg-type]
-        return any(string in text for string in self.strings)
 
 
 def _arguments(request: Instance) -> tuple[Any, ...]:

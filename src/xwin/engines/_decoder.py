@@ -1,0 +1,218 @@
+"""The one decoding loop: requests wait, enter, are written a token at a time, and leave. See engines.base.Batcher.
+
+A step decodes the live rows, prefills the requests that enter, packed and each prompt once for all its answers, and draws one token for each.
+Token i of an answer is drawn from one counter-based uniform, a function of (seed, prompt id, sample, i) alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xwin.data.batch import Sample, pack
+from xwin.data.rollout import Finish
+from xwin.engines._cache import PAGE, Cache, DecodePlan, PrefillPlan, in_pages
+from xwin.engines._drawing import draw
+from xwin.engines._reading import Reading
+from xwin.engines.base import Request, Token
+from xwin.errors import ModelError, OutOfMemory
+from xwin.run.memory import allocation_errors
+from xwin.seeds import derive, uniforms
+
+FEWEST = 4
+"""Rows that are computed at least: products of fewer take another kernel, with other last bits."""
+
+PREFILL = 8192
+"""Tokens of prompts that enter in one step, at most, beside the first prompt: what is live waits for them."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer being written."""
+
+    request: Request
+    seed: int
+    tail: int
+    """Tokens from the end that are read to find a stop text."""
+    tokens: list[int] = field(default_factory=list)
+    peak: float = 0.0
+    """The largest logit of the last token."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest answer."""
+        return len(self.request.prompt.tokens) + self.request.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a decoder may take."""
+
+    tokens: int
+    """The longest prompt and answer, together."""
+    rows: int
+    """Answers decoded together."""
+    cache: float
+    """Bytes of the cache."""
+    patience: int = 1
+    """Rows that must be free before waiting requests enter; those that wait enter together, which takes less time altogether."""
+
+
+class Decoder:
+    """See engines.base.Batcher."""
+
+    def __init__(self, reading: Reading, stop: frozenset[int], text: Callable[[Sequence[int]], str], limits: Limits) -> None:
+        self.reading, self.stop, self.text, self.limits = reading, stop, text, limits
+        self.cache = Cache(0, 0)
+        self.place_bytes = reading.place_bytes
+        self.waiting: deque[_Answer] = deque()
+        self.live: list[_Answer] = []
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.live)
+
+    def add(self, request: Request) -> None:
+        """See Batcher."""
+        prompt, where = request.prompt, f"prompt {request.prompt.id}"
+        answer = _Answer(request, derive(request.seed, prompt.id, request.sample), _tail(request.sampling.stop))
+        if any(a.request.id == request.id for a in (*self.live, *self.waiting)):
+            raise ModelError(f"a request '{request.id}' is in line already", where, "give each request an id of its own")
+        if not prompt.tokens:
+            raise ModelError("it has no token: there is nothing to go on with", where)
+        wrong = next((t for t in prompt.tokens if not 0 <= t < self.reading.vocabulary), None)
+        if wrong is not None:
+            raise ModelError(f"the token {wrong} is not one of the {self.reading.vocabulary} of the vocabulary", where)
+        if answer.longest > self.limits.tokens:
+            asked = f"{len(prompt.tokens)} prompt tokens and {request.sampling.max_tokens} new ones"
+            raise ModelError(f"{asked} exceed the context of {self.limits.tokens}", where, "shorten the prompt or lower max_tokens")
+        if not self._fits(FEWEST, answer.longest):
+            needed, there = FEWEST * in_pages(answer.longest) * PAGE * self.place_bytes / 2**20, self.limits.cache / 2**20
+            raise ModelError(f"the cache would take {needed:.0f} MiB, and {there:.0f} are free", where, "shorten the prompt or lower max_tokens")
+        self.waiting.append(answer)
+
+    def drop(self, request: str) -> None:
+        """See Batcher."""
+        self.waiting = deque(a for a in self.waiting if a.request.id != request)
+        self._leave([a.request.id == request for a in self.live])
+
+    @torch.no_grad()
+    def step(self) -> list[Token]:
+        """See Batcher.
+
+        Raises:
+            OutOfMemory: there is no memory for the one request that was to enter; it is dropped, and the next step goes on. While others are
+                live, requests for which there is no memory wait.
+        """
+        live = list(self.live)
+        written = self._draw(live, *self._decode(live)) if live else []
+        entering = self._entering()
+        try:
+            written += self._draw(entering, *self._prefill(entering)) if entering else []
+            self.live += entering
+        except OutOfMemory:
+            fewer = len(live) or len(entering) // 2
+            if not fewer:
+                raise
+            self.limits = replace(self.limits, rows=fewer)
+            self.waiting.extendleft(reversed(entering))
+        self._leave([token.finish is not None for token in written])
+        return written
+
+    def _fits(self, rows: int, longest: int) -> bool:
+        return max(rows, FEWEST) * in_pages(longest) * PAGE * self.place_bytes <= self.limits.cache
+
+    def _entering(self) -> list[_Answer]:
+        """The requests that start now, taken out of the line: as many as there are rows and memory for."""
+        if not self.waiting or (self.live and self.limits.rows - len(self.live) < self.limits.patience):
+            return []
+        entering: list[_Answer] = []
+        longest, prompts = max((a.longest for a in self.live), default=0), 0
+        while self.waiting and len(self.live) + len(entering) < self.limits.rows:
+            first = self.waiting[0]
+            new = 0 if entering and first.request.prompt.tokens == entering[-1].request.prompt.tokens else len(first.request.prompt.tokens)
+            longest = max(longest, first.longest)
+            if not self._fits(len(self.live) + len(entering) + 1, longest) or (entering and prompts + new > PREFILL):
+                break
+            entering.append(self.waiting.popleft())
+            prompts += new
+        return entering
+
+    def _prefill(self, entering: Sequence[_Answer]) -> tuple[Tensor, list[float]]:
+        """Logits of their first tokens, as `_decode` gives them; fills the rows behind those that are live."""
+        same: dict[tuple[int, ...], list[int]] = {}
+        for i, answer in enumerate(entering):
+            same.setdefault(answer.request.prompt.tokens, []).append(i)
+        samples = [Sample(str(i), tokens, (False,) * len(tokens)) for i, tokens in enumerate(same)]
+        batch = pack(samples, tokens=sum(map(len, same)), share=True)[0].to(self.reading.device)
+        answers = list(same.values())
+        mine = [answers[int(name)] if name else [] for name in batch.ids]
+        used = len(self.live)
+        with allocation_errors("the engine's cache", "lower engine.rows or sampling.max_tokens"):
+            self._reserve(entering)
+            plan = PrefillPlan.of(batch, self.cache, [[used + i for i in each] for each in mine])
+            hidden = self.reading.hidden(batch.tokens[None], batch.position[None], plan)[0, batch.last]
+        order = sorted((i, segment) for segment, each in enumerate(mine) for i in each)
+        return self.reading.logits(hidden)[[segment for _, segment in order]], [0.0] * len(entering)
+
+    def _reserve(self, entering: Sequence[_Answer]) -> None:
+        """Twice the rows at once where that fits, so that requests that come one by one do not copy the cache each time."""
+        rows = max(len(self.live) + len(entering), FEWEST)
+        longest = max(a.longest for a in (*self.live, *entering))
+        more = min(2 * self.cache.rows, max(self.limits.rows, FEWEST))
+        if self.cache.rows < rows < more and self._fits(more, longest):
+            rows = more
+        room = (max(rows, self.cache.rows), max(longest, self.cache.length))
+        self.cache.reserve(*(room if self._fits(*room) else (rows, longest)), live=len(self.live))
+
+    def _decode(self, live: Sequence[_Answer]) -> tuple[Tensor, list[float]]:
+        """[live, V] logits of the next tokens less a number of each row, and these numbers: see Reading.shifted."""
+        idle = FEWEST - len(live)
+        last = [a.tokens[-1] for a in live] + [0] * idle
+        place = [len(a.request.prompt.tokens) + len(a.tokens) - 1 for a in live] + [0] * idle
+        plan = DecodePlan.of(self.cache, place, self.reading.device)
+        hidden = self.reading.hidden(torch.tensor(last, device=self.reading.device)[:, None], plan.place[:, None], plan)
+        less = [a.peak if self.reading.shifts else 0.0 for a in live]
+        return self.reading.shifted(hidden[:, 0], less + [0.0] * idle)[: len(live)], less
+
+    def _draw(self, answers: Sequence[_Answer], logits: Tensor, less: Sequence[float]) -> list[Token]:
+        """Adds one token to each answer.  logits: [answers, V], each row less a number."""
+        seeds = np.array([a.seed for a in answers], dtype=np.uint64)
+        position = np.array([len(a.tokens) for a in answers], dtype=np.uint64)
+        drawn = draw(logits, [a.request.sampling for a in answers], torch.from_numpy(uniforms(seeds, position)).to(logits.device))
+        written = []
+        for answer, token, logp, peak, taken in zip(answers, drawn.token, drawn.logp, drawn.peak, less, strict=True):
+            answer.tokens.append(token)
+            answer.peak = peak + taken
+            written.append(Token(answer.request.id, token, logp, self._finish(answer, logp)))
+        return written
+
+    def _finish(self, answer: _Answer, logp: float) -> Finish | None:
+        if not np.isfinite(logp):
+            return "error"
+        sampling = answer.request.sampling
+        if answer.tokens[-1] in self.stop:
+            return "stop"
+        if sampling.stop:
+            text = self.text(answer.tokens[-answer.tail :])
+            if any(stop in text for stop in sampling.stop):
+                return "stop"
+        return "length" if len(answer.tokens) == sampling.max_tokens else None
+
+    def _leave(self, ended: Iterable[bool]) -> None:
+        """Frees rows; each hole is filled by the last live row."""
+        holes = [i for i, end in enumerate(ended) if end]
+        for hole in reversed(holes):
+            last = self.live.pop()
+            if hole < len(self.live):
+                self.cache.move(len(self.live), hole)
+                self.live[hole] = last
+
+
+def _tail(stop: Sequence[str]) -> int:
+    """Tokens that hold the longest stop text: each has at least one byte; some more, since those that only mark something have none."""
+    return max((len(text.encode()) for text in stop), default=0) + 4
