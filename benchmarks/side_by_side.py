@@ -34,6 +34,8 @@ class Measured:
     peak_mb: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else is worth keeping: counts that must agree, losses, a second time."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Further rates, by name, higher is better: each is compared with the best peer's in it."""
 
 
 def peak_mb() -> float:
@@ -91,8 +93,15 @@ def _result(name: str, unit: str, runs: Mapping[str, Sequence[Measured]], packag
         "ratio": middle[ours]["rate"] / middle[best]["rate"],
         "memory_ratio": memory[0] / memory[1] if None not in memory else None,
         "others": {side: middle[side] for side in peers if side != best},
+        **_ratios(middle, ours, peers),
         "rounds": {side: [m.rate for m in found] for side, found in runs.items()},
     }
+
+
+def _ratios(middle: Mapping[str, Mapping[str, Any]], ours: str, peers: Sequence[str]) -> dict[str, Any]:
+    """Of the further rates, where there are any."""
+    found = {name: rate / max(middle[peer]["rates"][name] for peer in peers) for name, rate in middle[ours].get("rates", {}).items()}
+    return {"ratios": found} if found else {}
 
 
 def _median(unit: str, found: Sequence[Measured]) -> dict[str, Any]:
@@ -101,5 +110,6 @@ def _median(unit: str, found: Sequence[Measured]) -> dict[str, Any]:
         "rate": statistics.median(m.rate for m in found),
         "unit": unit,
         "peak_mb": statistics.median(memory) if memory else None,
+        **({"rates": {name: statistics.median(m.rates[name] for m in found) for name in found[0].rates}} if found[0].rates else {}),
         **found[-1].more,
     }

@@ -30,8 +30,8 @@ def slowly(row: Tensor, sampling: Sampling, u: float) -> int:
             nucleus.append(i)
         before += p[i]
     nucleus = [i for i in nucleus if p[i] >= sampling.min_p * p[order[0]]]
-    if len(nucleus) == len(p):
-        nucleus = sorted(nucleus)
+    if not sampling.filters:
+        nucleus = list(range(len(p)))
     goal, upto = u * sum(p[i] for i in nucleus), 0.0
     for i in nucleus:
         upto += p[i]
@@ -50,7 +50,7 @@ def slowly(row: Tensor, sampling: Sampling, u: float) -> int:
         Sampling(top_k=7),
         Sampling(top_k=2000),
         Sampling(top_p=0.3),
-        Sampling(top_p=0.9999),
+        Sampling(top_p=0.97),
         Sampling(min_p=0.1),
         Sampling(min_p=1e-9),
         Sampling(temperature=1.5, top_k=50, top_p=0.8, min_p=0.02),

@@ -19,7 +19,7 @@ from xwin.data.batch import Batch, Sample, pack
 from xwin.data.conversation import Message
 from xwin.data.rollout import Prompt
 from xwin.data.template import load_template
-from xwin.engines._cache import Cache
+from xwin.engines._cache import PAGE, Cache
 from xwin.engines.base import Sampling
 from xwin.engines.local import Local, LocalEngine
 from xwin.errors import UserError
@@ -159,12 +159,12 @@ def test_the_cache_of_a_plan_is_within_a_tenth_of_what_the_engine_allocates_for_
 
 def cache_bytes() -> int:
     """Of the one engine that is writing."""
-    (found,) = [x for x in gc.get_objects() if type(x) is Cache and x.keys]
-    return sum(t.nbytes for store in (found.keys, found.values) for t in store.values())
+    (found,) = [x for x in gc.get_objects() if type(x) is Cache and x.layers]
+    return sum(tensor.nbytes for both in found.layers.values() for tensor in both)
 
 
 def test_constants_of_other_modules_are_those_that_are_used_here() -> None:
-    assert (ops.CHUNK, ops.WIDER) == (e.CHUNK, e.WIDER)
+    assert (ops.CHUNK, ops.WIDER, PAGE) == (e.CHUNK, e.WIDER, e.PAGE)
     assert Local().rows == 96
 
 

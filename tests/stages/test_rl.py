@@ -243,6 +243,8 @@ def test_the_log_of_rollouts_forgets_what_will_be_written_again(tmp_path: Path) 
 BAD = [
     ({"critic": None}, "needs the column value, and without a critic nothing makes it"),
     ({"sampling": {"top_p": 0.9}}, "the ratio is biased unless answers are drawn from the whole distribution"),
+    ({"sampling": {"top_k": 50}}, "the ratio is biased unless answers are drawn from the whole distribution"),
+    ({"sampling": {"min_p": 0.1}}, "the ratio is biased unless answers are drawn from the whole distribution"),
     ({"sampling": {"temperature": 0}}, "the ratio is biased unless answers are drawn from the whole distribution"),
 ]
 

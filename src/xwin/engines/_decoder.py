@@ -7,8 +7,9 @@ Token i of an answer is drawn from one counter-based uniform, a function of (see
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ FEWEST = 4
 
 PREFILL = 8192
 """Tokens of prompts that enter in one step, at most, beside the first prompt: what is live waits for them."""
+
+
+Text: TypeAlias = Callable[[Sequence[int]], str]
+"""Writes tokens as text, special ones spelled out."""
 
 
 @dataclass(slots=True)
@@ -66,7 +71,7 @@ class Limits:
 class Decoder:
     """See engines.base.Batcher."""
 
-    def __init__(self, reading: Reading, stop: frozenset[int], text: Callable[[Sequence[int]], str], limits: Limits) -> None:
+    def __init__(self, reading: Reading, stop: frozenset[int], text: Text | None, limits: Limits) -> None:
         self.reading, self.stop, self.text, self.limits = reading, stop, text, limits
         self.cache = Cache(0, 0)
         self.place_bytes = reading.place_bytes
@@ -78,22 +83,29 @@ class Decoder:
 
     def add(self, request: Request) -> None:
         """See Batcher."""
-        prompt, where = request.prompt, f"prompt {request.prompt.id}"
-        answer = _Answer(request, derive(request.seed, prompt.id, request.sample), _tail(request.sampling.stop))
-        if any(a.request.id == request.id for a in (*self.live, *self.waiting)):
-            raise ModelError(f"a request '{request.id}' is in line already", where, "give each request an id of its own")
-        if not prompt.tokens:
-            raise ModelError("it has no token: there is nothing to go on with", where)
-        wrong = next((t for t in prompt.tokens if not 0 <= t < self.reading.vocabulary), None)
-        if wrong is not None:
-            raise ModelError(f"the token {wrong} is not one of the {self.reading.vocabulary} of the vocabulary", where)
+        answer = _Answer(request, derive(request.seed, request.prompt.id, request.sample), _tail(request.sampling.stop))
+        mistake = next(self._mistakes(answer), None)
+        if mistake is not None:
+            raise ModelError(mistake[0], f"prompt {request.prompt.id}", mistake[1])
+        self.waiting.append(answer)
+
+    def _mistakes(self, answer: _Answer) -> Iterator[tuple[str, str]]:
+        """Why a request can never be answered, and what to do."""
+        tokens, sampling, known = answer.request.prompt.tokens, answer.request.sampling, self.reading.vocabulary
+        if any(a.request.id == answer.request.id for a in (*self.live, *self.waiting)):
+            yield f"a request '{answer.request.id}' is in line already", "give each request an id of its own"
+        if sampling.stop and self.text is None:
+            yield "stop texts cannot be found: the engine was given no tokenizer", "leave sampling.stop empty"
+        if not tokens:
+            yield "it has no token: there is nothing to go on with", "give it at least one"
+        for token in (t for t in tokens if not 0 <= t < known):
+            yield f"the token {token} is not one of the {known} of the vocabulary", "use the model's own tokenizer"
         if answer.longest > self.limits.tokens:
-            asked = f"{len(prompt.tokens)} prompt tokens and {request.sampling.max_tokens} new ones"
-            raise ModelError(f"{asked} exceed the context of {self.limits.tokens}", where, "shorten the prompt or lower max_tokens")
+            what = f"{len(tokens)} prompt tokens and {sampling.max_tokens} new ones exceed the context of {self.limits.tokens}"
+            yield what, "shorten the prompt or lower max_tokens"
         if not self._fits(FEWEST, answer.longest):
             needed, there = FEWEST * in_pages(answer.longest) * PAGE * self.place_bytes / 2**20, self.limits.cache / 2**20
-            raise ModelError(f"the cache would take {needed:.0f} MiB, and {there:.0f} are free", where, "shorten the prompt or lower max_tokens")
-        self.waiting.append(answer)
+            yield f"the cache would take {needed:.0f} MiB, and {there:.0f} are free", "shorten the prompt or lower max_tokens"
 
     def drop(self, request: str) -> None:
         """See Batcher."""
@@ -197,7 +209,7 @@ class Decoder:
         sampling = answer.request.sampling
         if answer.tokens[-1] in self.stop:
             return "stop"
-        if sampling.stop:
+        if sampling.stop and self.text is not None:
             text = self.text(answer.tokens[-answer.tail :])
             if any(stop in text for stop in sampling.stop):
                 return "stop"

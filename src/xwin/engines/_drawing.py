@@ -60,7 +60,7 @@ def _probability(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 def _choose(probability: Tensor, samplings: Sequence[Sampling], uniform: Tensor) -> Tensor:
     """[B] token of each row."""
     greedy = [i for i, s in enumerate(samplings) if s.temperature == 0]
-    filtered = [i for i, s in enumerate(samplings) if s.temperature > 0 and (s.top_k or s.top_p < 1 or s.min_p)]
+    filtered = [i for i, s in enumerate(samplings) if s.temperature > 0 and s.filters]
     if len(greedy) == len(samplings):
         return probability.argmax(-1)
     token = inverse_cdf(probability, uniform)
@@ -84,7 +84,7 @@ def inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
     blocks = pad(probability, (0, -probability.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     block, share = _pass(blocks.sum(-1).double(), uniform)
     inside, _ = _pass(blocks[torch.arange(len(blocks), device=blocks.device), block].double(), share)
-    return block * BLOCK + inside
+    return (block * BLOCK + inside).clamp(max=probability.shape[1] - 1)  # of what is not finite, any
 
 
 def _pass(mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

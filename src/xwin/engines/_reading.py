@@ -7,7 +7,7 @@ matrices are packed once for products with few rows. Every other network runs as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,9 @@ ALIKE = {torch.float32: 1e-4, torch.bfloat16: 0.2}
 """Relative difference of hidden states to those of the network as it was written, that rounding may make. In bfloat16 both are up to a tenth away
 from what fp32 says; another function would be as far away as the states are long."""
 
+TRIED = 16
+"""Tokens that a network is tried out with."""
+
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
@@ -36,38 +39,37 @@ class Matrix:
     """Linear layers that read the same, as one product."""
 
     def __init__(self, *parts: nn.Linear) -> None:
-        self.weight = parts[0].weight.data
-        if len(parts) > 1:
-            self.weight = torch.cat([part.weight.data for part in parts])
-            start = 0
-            for part in parts:  # the network's own weights lie in the common matrix, so nothing is held twice, and what is loaded arrives here
-                part.weight.data = self.weight[start : (start := start + len(part.weight))]
         self.parts = parts
+        self.dtype = parts[0].weight.dtype
         self.pack()
 
     def pack(self) -> None:
-        """Reads the weights again."""
+        """Reads the weights, and reads them again when others were loaded."""
+        weights = [part.weight.data for part in self.parts]
         biases = [part.bias.data for part in self.parts if part.bias is not None]
-        self.bias = torch.cat(biases).to(self.weight.dtype) if biases else None
-        self.packed = packed(self.weight) if can_pack(self.weight) else None
+        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self.bias = torch.cat(biases).to(self.dtype) if biases else None
+        self.packed = can_pack(self.weight)
+        if self.packed:
+            self.weight = packed(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        if self.packed is None:
+        if not self.packed:
             return linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def swish(self, x: Tensor) -> Tensor:
         """silu of the product."""
-        if self.packed is None:
+        if not self.packed:
             return silu(self(x))
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "swish", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "swish", [], "")  # type: ignore[no-any-return]
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The product, times another tensor of its shape."""
-        if self.packed is None:
+        if not self.packed:
             return self(x).mul_(other)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "mul")  # type: ignore[no-any-return]
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -86,7 +88,9 @@ class Layer:
     def __init__(self, layer: Any, index: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index, self.width = index, int(attention.head_dim)
-        self.scale, self.window = float(attention.scaling), getattr(attention, "sliding_window", None)
+        self.scale: float = 0.0
+        self.window: int | None = None
+        """Both are noted when the network is tried out."""
         self.heads = attention.q_proj.out_features // self.width
         self.shared = attention.k_proj.out_features // self.width
         self.norms: tuple[RMSNorm, RMSNorm] = (layer.input_layernorm, layer.post_attention_layernorm)
@@ -100,7 +104,7 @@ class Layer:
 
     def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
         """[B, L, d] -> [B, L, d], the residual stream in fp32; `turn` holds cosine and sine of the places, [B, L, 1, D]."""
-        dtype = self.enter.weight.dtype
+        dtype = self.enter.dtype
         read = self.enter(_normed(x, self.norms[0]).to(dtype)).unflatten(-1, (-1, self.width))
         turned, value = read[..., : -self.shared, :], read[..., -self.shared :, :]
         if self.head_norms:
@@ -157,6 +161,20 @@ def _is_llama(layer: nn.Module) -> bool:
     norms = [part for name, part in attention.named_children() if name not in linears]
     plain = linears.keys() == ATTENTION and all(isinstance(part, RMSNorm) for part in [*norms, parts["input_layernorm"]])
     return plain and len({(part.weight.dtype, type(part)) for part in linears.values()}) == 1 and hasattr(attention, "head_dim")
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A plan that notes what each layer of a network asks for."""
+
+    plan: Plan
+    asked: dict[int, tuple[float, int | None]] = field(default_factory=dict)
+    """layer -> scale and window"""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """See models.attention.Plan."""
+        self.asked[layer] = scale, window
+        return self.plan.attend(layer, query, key, value, scale=scale, window=window)
 
 
 class Reading:
@@ -232,8 +250,11 @@ class Reading:
         """The lean layers where they say what the network says."""
         if lean is None:
             return None
-        tokens = tuple(i * self.vocabulary // 16 for i in range(16))
-        batch = pack([Sample("", tokens, (False,) * len(tokens))], tokens=len(tokens))[0].to(self.device)
-        asked = batch.tokens[None], batch.position[None], PackedPlan(batch)
-        expected, found = self._plain(*asked), lean(*asked)
+        ids = tuple(i * self.vocabulary // TRIED for i in range(TRIED))
+        batch = pack([Sample("", ids, (False,) * TRIED)], tokens=TRIED)[0].to(self.device)
+        tokens, position, plan = batch.tokens[None], batch.position[None], Noted(PackedPlan(batch))
+        expected = self._plain(tokens, position, plan)
+        for layer in lean.layers:
+            layer.scale, layer.window = plan.asked[layer.index]
+        found = lean(tokens, position, plan)
         return lean if bool((found - expected).norm() <= ALIKE[self.model.dtype] * expected.norm()) else None

@@ -40,6 +40,11 @@ class Sampling(Spec):
     stop: tuple[Annotated[str, Len(1)], ...] = ()
     """Texts that end an answer. The tokens that hold them stay in the rollout, so ids and log-probs stay aligned; what reads text cuts it there."""
 
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens may not be drawn, however the model likes them."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
     def cut(self, text: str) -> str:
         """The text up to the first of the stop texts in it."""
         ends = [place for place in map(text.find, self.stop) if place >= 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from annotated_types import Ge
 from xwin.data._rules import open_tokenizer
 from xwin.data.batch import Sample, pack
 from xwin.data.rollout import Prompt, Rollout
-from xwin.engines._decoder import Decoder, Limits
+from xwin.engines._decoder import Decoder, Limits, Text
 from xwin.engines._reading import Reading
 from xwin.engines.base import EngineKind, Request, Sampling
 from xwin.errors import ModelError
@@ -38,7 +38,7 @@ class Local(EngineKind):
         return LocalEngine(causal.load(model, head="language", tuning=Frozen(), dtype=dtype), tuple(stop), self.rows, decoding(model))
 
 
-def decoding(model: Path) -> Callable[[Sequence[int]], str]:
+def decoding(model: Path) -> Text:
     """What writes tokens as text, special ones spelled out. The tokenizer of the folder is opened when it is first needed."""
 
     @cache
@@ -49,10 +49,9 @@ def decoding(model: Path) -> Callable[[Sequence[int]], str]:
 
 
 class LocalEngine:
-    """See Engine and Continuous. Holds one frozen network."""
+    """See Engine and Continuous. Holds one frozen network. Without `text`, stop texts are refused."""
 
-    def __init__(self, model: PackedModel, stop: tuple[int, ...], rows: int, text: Callable[[Sequence[int]], str]) -> None:
-        """text: what writes tokens as text, special ones spelled out; only asked where a sampling has stop texts."""
+    def __init__(self, model: PackedModel, stop: tuple[int, ...], rows: int, text: Text | None = None) -> None:
         self.model, self.stop, self.rows, self.text = model, stop, rows, text
         self.version = 0
         self.context = int(getattr(model.network.config.get_text_config(), "max_position_embeddings", 1 << 30))
@@ -99,7 +98,8 @@ class LocalEngine:
         Raises:
             ModelError: a prompt cannot be answered: it leaves no room for an answer, or holds what is no token.
         """
-        decoder = self._decoder(self.context, self.rows, patience=self.rows // 4)
+        rows = min(self.rows, n * len(prompts))
+        decoder = self._decoder(self.context, rows, patience=rows // 4)
         asked = {f"{i}/{k}": Request(f"{i}/{k}", prompt, sampling, seed, k) for i, prompt in enumerate(prompts) for k in range(n)}
         for request in asked.values():
             decoder.add(request)

@@ -3,7 +3,8 @@
 Memory of one device, bytes; P parameters, P' of them trained, M in matrices of layers, V x d the embedding, T tokens of a batch:
 
     weights       4 P  in float32; where the compute type is bfloat16 also 2 M: the copies that a step multiplies with, or, of frozen matrices,
-                  the rounded ones beside the float32 masters that the merge at publication needs. A network that only reads: 4 (P - M) + 2 M
+                  the rounded ones beside the float32 masters that the merge at publication needs. A network that only reads: 4 (P - M) + 2 M,
+                  and 2 M + 2 V d more where an engine on a CPU packs them for products with few rows
     gradients     4 P'
     optimizer     8 P'  two moments of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)
     activations   T x layers x bytes a token and layer, see `token_bytes`. The method is that of Korthikanti et al. 2022, arXiv:2205.05198,
@@ -24,7 +25,7 @@ attention to s tokens with heads q wide; 2 V d for each label, forward in float3
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from xwin.recipe._machines import Machine
@@ -36,6 +37,9 @@ CHUNK = 7 * 2**20
 
 WIDER = 2
 """Times as many in the backward pass: ops.WIDER."""
+
+PAGE = 64
+"""Tokens that a row of the cache grows by: engines._cache.PAGE, which would bring torch here; a test compares them."""
 
 ALIVE_DRAWN = 5.0
 """Tensors of rows x V float32 while an engine draws tokens."""
@@ -164,7 +168,9 @@ def memory(held: Sequence[Held], load: Load, machine: Machine) -> Memory:
 def _weights(network: Held, machine: Machine) -> float:
     shape, n = network.shape, machine.count
     if network.use.tune is None:
-        return (4.0 * (shape.parameters - shape.matrices) + (2.0 if network.rounds else 4.0) * shape.matrices) / n
+        held = 4.0 * (shape.parameters - shape.matrices) + (2.0 if network.rounds else 4.0) * shape.matrices
+        packed = network.use.role == "engine" and network.rounds and not machine.gpu
+        return (held + (2.0 * (shape.matrices + shape.embedding) if packed else 0.0)) / n
     own = network.trained if network.use.tune.kind == "lora" else 0
     masters = 4.0 * (shape.parameters + own) / n
     copies = 2.0 * (shape.matrices + own) if network.rounds else 0.0
@@ -226,17 +232,17 @@ def _logits(network: Held, load: Load) -> float:
 
 
 def cache(shape: NetworkShape, load: Load, dtype: str) -> float:
-    """Keys and values of the engine's cache, bytes: allocated for every row at its longest."""
-    longest = load.amount.longest + (load.answers.longest if load.answers else 0)
+    """Keys and values of the engine's cache, bytes: allocated for every row at its longest, in whole pages."""
+    longest = PAGE * ceil((load.amount.longest + (load.answers.longest if load.answers else 0)) / PAGE)
     return engine_rows(load) * longest * shape.llama.layers * 2.0 * shape.key * (4 if dtype == "float32" else 2)
 
 
 def engine_rows(load: Load) -> int:
-    """Rows that the local engine makes: at least 4, at least those of a prompt, no more than there are answers."""
+    """Rows that the local engine makes: at least 4, no more than there are answers."""
     data = load.answers
     if data is None or not data.rows:
         return 0
-    return max(min(data.rows, max(4, data.n * data.at_once)), data.n)
+    return max(min(data.rows, data.n * data.at_once), 4)
 
 
 def time(held: Sequence[Held], load: Load, machine: Machine) -> float:
@@ -273,7 +279,7 @@ def _decoding(network: Held, load: Load, machine: Machine) -> float:
         return 0.0
     shape, n = network.shape, machine.count
     steps = ceil(load.passes * data.n / rows) * data.longest
-    traffic = _weights(network, replace(machine, count=1)) + cache(shape, load, network.dtype) / 2
+    traffic = (2.0 if network.rounds else 4.0) * (shape.matrices + shape.embedding) + cache(shape, load, network.dtype) / 2
     body = 2.0 * shape.matrices * rows / (machine.bf16 if network.rounds else machine.fp32)
     products = (body + 2.0 * shape.embedding * rows / machine.fp32) / machine.share
     prefill = 2.0 * shape.matrices * load.passes * load.amount.prompt / (machine.bf16 if network.rounds else machine.fp32) / machine.share

@@ -117,12 +117,13 @@ def sample(
             _append(path, fresh)
             rollouts += fresh
             progress.advance(len(block), tokens=sum(len(r.completion) for r in fresh))
-    return group(prompts, rollouts, template)
+    return group(prompts, rollouts, template, sampling)
 
 
-def group(prompts: Sequence[Conversation], rollouts: Sequence[Rollout], template: Template) -> list[Group]:
-    """Groups with the answers as text."""
-    return grouped(prompts, rollouts, {(r.prompt_id, r.sample): template.parse(r.completion).text for r in rollouts})
+def group(prompts: Sequence[Conversation], rollouts: Sequence[Rollout], template: Template, sampling: Sampling) -> list[Group]:
+    """Groups with the answers as text, cut where a stop text begins."""
+    texts = {(r.prompt_id, r.sample): sampling.cut(template.parse(r.completion).text) for r in rollouts}
+    return grouped(prompts, rollouts, texts)
 
 
 def judged(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
@@ -196,7 +197,7 @@ class Writer:
     def write(self, prompts: Sequence[Conversation], sampling: Sampling, *, seed: int, n: int) -> list[Group]:
         """n answers to each prompt, scored where there is a scorer."""
         asked = [Prompt(p.id, self.template.prompt(p.prompt)) for p in prompts]
-        groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template)
+        groups = group(prompts, list(self.engine.generate(asked, sampling, seed=seed, n=n)), self.template, sampling)
         return judged(groups, self.scorer) if self.scorer else groups
 
 

@@ -125,7 +125,7 @@ class Rl(Training):
     """Passes over a round's answers."""
 
     sampling: Sampling = Sampling()
-    """How answers are drawn. Log-probs are taken at its temperature; top_p must be 1."""
+    """How answers are drawn. Log-probs are taken at its temperature; top_p, top_k and min_p must leave nothing out."""
 
     validation: ConversationsRef | None = None
     """Prompts on which the policy is scored as it learns; the best by mean score is kept. null = keep the last."""
@@ -210,9 +210,9 @@ class Rl(Training):
             yield "kl.coef", what, "set kl.coef above 0, or remove kl.target"
 
     def _sampling_mistakes(self) -> Iterator[tuple[str, str, str]]:
-        if self.sampling.top_p < 1 or self.sampling.temperature == 0:
+        if self.sampling.filters or self.sampling.temperature == 0:
             what = "the ratio is biased unless answers are drawn from the whole distribution"
-            yield "sampling", what, "set top_p: 1 and temperature above 0"
+            yield "sampling", what, "set top_p: 1, top_k: 0, min_p: 0 and temperature above 0"
         if self.refill is not None and self.n == 1:
             yield "refill", "one answer never differs from its siblings, so every group would be dropped", "set n above 1, or refill: null"
 
