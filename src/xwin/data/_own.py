@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -228,12 +229,19 @@ def own(words: Words, jinja: Jinja, folder: str) -> Own:
         if end is None:
             raise ModelError(f"the chat template ends an answer with {tail!r}, which is no special token: engines could not stop there", folder, FIX)
         eos = words.controls.get(words.names.get("eos_token", ""))
-        stop = (words.controls[end], *((eos,) if eos is not None and eos != words.controls[end] else ()))
-        layout = Own(words, jinja, stop, end, (lead, tail.partition(end)[0]))
+        stop = dict.fromkeys((words.controls[end], *(() if eos is None else (eos,)), *_ends_named(Path(folder))))
+        layout = Own(words, jinja, tuple(stop), end, (lead, tail.partition(end)[0]))
         layout.lay(PROBE, (), generate=False)
     except DataError as error:
         raise ModelError(error.what, folder, FIX) from error
     return replace(layout, extends=_extends(layout))
+
+
+def _ends_named(folder: Path) -> list[int]:
+    """What generation_config.json says that an answer ends with; it may list several tokens."""
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    return named if isinstance(named, list) else [] if named is None else [named]
 
 
 def _extends(layout: Own) -> bool:
