@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tests.engines.test_local import STOP, engine, prompts
 from xwin.data.rollout import Prompt
 from xwin.engines._cache import PAGE
-from xwin.engines._decoder import FEWEST, Decoder, Limits
+from xwin.engines._decoder import Decoder, Limits
+from xwin.engines._reading import FEWEST
 from xwin.engines.base import Continuous, Request, Sampling, Token
 from xwin.engines.local import LocalEngine
 from xwin.errors import ModelError
@@ -174,24 +175,27 @@ def test_a_batcher_beyond_the_context_is_refused(model: LocalEngine) -> None:
 
 
 def test_logits_that_are_not_finite_end_one_answer_alone(tmp_path: Path) -> None:
-    """The embedding of one token is broken: the answer that reads it ends with "error"."""
+    """The embedding of one token is broken: the answer that reads it ends with "error"; the request that gets its row next does not notice."""
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
     AutoModelForCausalLM.from_config(LlamaConfig(**sizes, max_position_embeddings=64, tie_word_embeddings=False)).save_pretrained(tmp_path / "m")
-    mine = engine(tmp_path / "m")
-    asked = [
-        Request(name, Prompt(name, tokens), Sampling(max_tokens=9, top_k=9), 0) for name, tokens in (("a", (5, 6)), ("bad", (299, 5)), ("c", (7,)))
-    ]
+    mine = engine(tmp_path / "m", stop=(298,))
+    given = {"a": (5, 6), "c": (7,), "bad": (8, 9, 299, 5), "next": (3,)}
+    asked = {name: Request(name, Prompt(name, tokens), Sampling(max_tokens=9, top_k=9), 0) for name, tokens in given.items()}
     with torch.no_grad():
         mine.model.network.get_input_embeddings().weight[299] = torch.nan
-    batcher = decoder(mine, tokens=64)
-    for request in asked:
-        batcher.add(request)
-    found = finished(batcher)
+    batcher, found = decoder(mine, tokens=64), dict[str, list[Token]]()
+    for name in ("a", "c", "bad"):
+        batcher.add(asked[name])
+    first = batcher.step()
+    batcher.add(asked["next"])
+    for tokens in ([first], [batcher.step() for _ in range(9)]):
+        for token in (t for step in tokens for t in step):
+            found.setdefault(token.request, []).append(token)
     assert [t.finish for t in found["bad"]] == ["error"]
-    for request in asked[::2]:
-        batcher.add(request)
-        same(finished(batcher)[request.id], found[request.id])
-        assert found[request.id][-1].finish in {"stop", "length"}
+    for name in ("a", "c", "next"):
+        batcher.add(asked[name])
+        same(finished(batcher)[name], found[name])
+        assert found[name][-1].finish in {"stop", "length"}
 
 
 OUT_OF_MEMORY = """

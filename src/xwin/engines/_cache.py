@@ -76,6 +76,12 @@ class Cache:
             for tensor in both:
                 tensor[:, target] = tensor[:, source]
 
+    def clear(self, row: int) -> None:
+        """Zeros a row: what is not finite there would reach whoever has it next, since a weight of 0 does not stop it."""
+        for both in self.layers.values():
+            for tensor in both:
+                tensor[:, row] = 0
+
 
 @dataclass(frozen=True)
 class PrefillPlan:
@@ -118,6 +124,8 @@ class DecodePlan:
     cache: Cache
     place: Tensor
     """[B] position of the new token in its row."""
+    where: tuple[Tensor, Tensor, slice, Tensor]
+    """Index of these places in a layer's memory: page, row, all heads, place in the page."""
     reach: tuple[int, ...]
     """For each page that is used, how many of the first rows must be multiplied with it."""
     _unseen: dict[int | None, Tensor] = field(default_factory=dict)
@@ -128,17 +136,18 @@ class DecodePlan:
         reach = [0] * (max(places) // PAGE + 1)
         for row, place in enumerate(places):
             reach[: place // PAGE + 1] = [row + 1] * (place // PAGE + 1)
-        return cls(cache, torch.tensor(places, device=device), tuple(reach))
+        place = torch.tensor(places, device=device)
+        where = place // PAGE, torch.arange(len(places), device=device), slice(None), place % PAGE
+        return cls(cache, place, where, tuple(reach))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
         """See models.attention.Plan; query is [B, H, 1, D]. The heads that share a key head become rows of one product."""
         keys, values = self.cache.layer(layer, value)
         rows, kv, _, width = value.shape
-        index = torch.arange(rows, device=value.device)
         for store, fresh in ((keys, key), (values, value)):
-            store[self.place // PAGE, index, :, self.place % PAGE] = fresh[:, :, 0].to(store.dtype)
+            store[self.where] = fresh[:, :, 0].to(store.dtype)
         shared = query[:, :, 0].reshape(rows * kv, -1, width)
-        scores = shared.new_zeros(*shared.shape[:2], len(self.reach) * PAGE)
+        scores = shared.new_empty(*shared.shape[:2], len(self.reach) * PAGE)  # what no product writes is not seen
         for page, n in enumerate(self.reach):
             scores[: n * kv, :, page * PAGE : (page + 1) * PAGE] = torch.bmm(shared[: n * kv], keys[page, :n].flatten(0, 1).mT)
         scores.view(rows, -1, scores.shape[-1]).masked_fill_(self.unseen(window), -torch.inf)

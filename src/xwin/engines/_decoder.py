@@ -25,9 +25,6 @@ from xwin.errors import ModelError, OutOfMemory
 from xwin.run.memory import allocation_errors
 from xwin.seeds import derive, uniforms
 
-FEWEST = 4
-"""Rows that are computed at least: products of fewer take another kernel, with other last bits."""
-
 PREFILL = 8192
 """Tokens of prompts that enter in one step, at most, beside the first prompt: what is live waits for them."""
 
@@ -75,6 +72,7 @@ class Decoder:
         self.reading, self.stop, self.text, self.limits = reading, stop, text, limits
         self.cache = Cache(0, 0)
         self.place_bytes = reading.place_bytes
+        self.names: set[str] = set()
         self.waiting: deque[_Answer] = deque()
         self.live: list[_Answer] = []
 
@@ -87,12 +85,13 @@ class Decoder:
         mistake = next(self._mistakes(answer), None)
         if mistake is not None:
             raise ModelError(mistake[0], f"prompt {request.prompt.id}", mistake[1])
+        self.names.add(request.id)
         self.waiting.append(answer)
 
     def _mistakes(self, answer: _Answer) -> Iterator[tuple[str, str]]:
         """Why a request can never be answered, and what to do."""
         tokens, sampling, known = answer.request.prompt.tokens, answer.request.sampling, self.reading.vocabulary
-        if any(a.request.id == answer.request.id for a in (*self.live, *self.waiting)):
+        if answer.request.id in self.names:
             yield f"a request '{answer.request.id}' is in line already", "give each request an id of its own"
         if sampling.stop and self.text is None:
             yield "stop texts cannot be found: the engine was given no tokenizer", "leave sampling.stop empty"
@@ -103,14 +102,16 @@ class Decoder:
         if answer.longest > self.limits.tokens:
             what = f"{len(tokens)} prompt tokens and {sampling.max_tokens} new ones exceed the context of {self.limits.tokens}"
             yield what, "shorten the prompt or lower max_tokens"
-        if not self._fits(FEWEST, answer.longest):
-            needed, there = FEWEST * in_pages(answer.longest) * PAGE * self.place_bytes / 2**20, self.limits.cache / 2**20
+        if not self._fits(1, answer.longest):
+            needed, there = self._needed(1, answer.longest) / 2**20, self.limits.cache / 2**20
             yield f"the cache would take {needed:.0f} MiB, and {there:.0f} are free", "shorten the prompt or lower max_tokens"
 
     def drop(self, request: str) -> None:
         """See Batcher."""
-        self.waiting = deque(a for a in self.waiting if a.request.id != request)
-        self._leave([a.request.id == request for a in self.live])
+        if request in self.names:
+            self.names.remove(request)
+            self.waiting = deque(a for a in self.waiting if a.request.id != request)
+            self._leave([a.request.id == request for a in self.live])
 
     @torch.no_grad()
     def step(self) -> list[Token]:
@@ -129,14 +130,22 @@ class Decoder:
         except OutOfMemory:
             fewer = len(live) or len(entering) // 2
             if not fewer:
+                self.names.remove(entering[0].request.id)
                 raise
             self.limits = replace(self.limits, rows=fewer)
             self.waiting.extendleft(reversed(entering))
+        for row, token in enumerate(written):
+            if token.finish == "error":
+                self.cache.clear(row)
         self._leave([token.finish is not None for token in written])
         return written
 
+    def _needed(self, rows: int, longest: int) -> int:
+        """Bytes of a cache."""
+        return max(rows, self.reading.fewest) * in_pages(longest) * PAGE * self.place_bytes
+
     def _fits(self, rows: int, longest: int) -> bool:
-        return max(rows, FEWEST) * in_pages(longest) * PAGE * self.place_bytes <= self.limits.cache
+        return self._needed(rows, longest) <= self.limits.cache
 
     def _entering(self) -> list[_Answer]:
         """The requests that start now, taken out of the line: as many as there are rows and memory for."""
@@ -173,9 +182,9 @@ class Decoder:
 
     def _reserve(self, entering: Sequence[_Answer]) -> None:
         """Twice the rows at once where that fits, so that requests that come one by one do not copy the cache each time."""
-        rows = max(len(self.live) + len(entering), FEWEST)
+        rows = max(len(self.live) + len(entering), self.reading.fewest)
         longest = max(a.longest for a in (*self.live, *entering))
-        more = min(2 * self.cache.rows, max(self.limits.rows, FEWEST))
+        more = min(2 * self.cache.rows, max(self.limits.rows, self.reading.fewest))
         if self.cache.rows < rows < more and self._fits(more, longest):
             rows = more
         room = (max(rows, self.cache.rows), max(longest, self.cache.length))
@@ -183,7 +192,7 @@ class Decoder:
 
     def _decode(self, live: Sequence[_Answer]) -> tuple[Tensor, list[float]]:
         """[live, V] logits of the next tokens less a number of each row, and these numbers: see Reading.shifted."""
-        idle = FEWEST - len(live)
+        idle = self.reading.fewest - len(live)
         last = [a.tokens[-1] for a in live] + [0] * idle
         place = [len(a.request.prompt.tokens) + len(a.tokens) - 1 for a in live] + [0] * idle
         plan = DecodePlan.of(self.cache, place, self.reading.device)
@@ -219,6 +228,7 @@ class Decoder:
         """Frees rows; each hole is filled by the last live row."""
         holes = [i for i, end in enumerate(ended) if end]
         for hole in reversed(holes):
+            self.names.discard(self.live[hole].request.id)
             last = self.live.pop()
             if hole < len(self.live):
                 self.cache.move(len(self.live), hole)

@@ -21,6 +21,9 @@ from xwin.models.attention import PackedPlan, Plan
 from xwin.models.causal import PackedModel
 from xwin.models.lean import GatedMLP, RMSNorm
 
+FEWEST = 4
+"""Rows that are computed at least in fp32: products of fewer take another kernel, with other last bits."""
+
 HINT = 32
 """Rows of a product that packed matrices are laid out for."""
 
@@ -199,6 +202,11 @@ class Reading:
                 ones = torch.zeros(len(weight), 32, dtype=torch.bfloat16)
                 ones[:, 0] = 1.0
                 self.table = packed(torch.cat([weight, ones], 1))
+
+    @property
+    def fewest(self) -> int:
+        """Rows that are computed at least; of rounded products, where no bits are promised, one."""
+        return 1 if self.shifts else FEWEST
 
     @cached_property
     def place_bytes(self) -> int:
