@@ -79,7 +79,9 @@ def test_the_losses_fall(run: Path) -> None:
     for row in rows:
         curves.setdefault((row["stage"], row["name"]), []).append(float(row["value"]))
     assert curves["sft", "validation_loss"][-1] < 0.5 * curves["sft", "validation_loss"][0]
-    assert curves["rm", "loss"][-1] < curves["rm", "loss"][0]
+    losses = curves["rm", "loss"]
+    half = len(losses) // 2
+    assert sum(losses[half:]) < sum(losses[:half])  # a step has a handful of pairs
     assert max(curves["ppo", "ratio_gap"]) < 1e-5
     assert max(curves["ppo", "engine_gap"]) < 1e-5
 
