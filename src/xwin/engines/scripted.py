@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xwin.data.rollout import Prompt, Rollout
-from xwin.engines.base import EngineKind, Sampling
+from xwin.engines.base import EngineKind, Request, Sampling, Token
+from xwin.errors import ModelError
 from xwin.models.weights import Weights
 
 
@@ -52,8 +54,60 @@ class ScriptedEngine:
     def close(self) -> None:
         """See Engine."""
 
+    def batcher(self, tokens: int) -> ScriptedBatcher:
+        """See Continuous."""
+        return ScriptedBatcher(lambda r: self._tokens(r.prompt, r.sample, r.sampling), self.stop, tokens)
+
     def _tokens(self, prompt: Prompt, sample: int, sampling: Sampling) -> Iterator[tuple[int, float]]:
         table = self.answers.get(prompt.id) or [self.other]
         answer = [*table[sample % len(table)], self.stop[0]]
         for token in answer[: sampling.max_tokens]:
             yield token, 0.0
+
+
+@dataclass
+class ScriptedBatcher:
+    """See Batcher. What a rule raises, the whole step raises, as a network does that computes all rows at once."""
+
+    rule: Callable[[Request], Iterator[tuple[int, float]]]
+    """(token, log-probability) of an answer, its stop token included."""
+    stop: tuple[int, ...]
+    tokens: int
+    """The longest prompt and answer, together."""
+    rows: int = 4
+    """Answers that are written together."""
+    waiting: deque[Request] = field(default_factory=deque)
+    live: dict[str, tuple[Request, Iterator[tuple[int, float]]]] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    """Tokens of each live answer."""
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.live)
+
+    def add(self, request: Request) -> None:
+        """See Batcher."""
+        read, most = len(request.prompt.tokens), request.sampling.max_tokens
+        if read + most > self.tokens:
+            raise ModelError(f"{read} prompt tokens and {most} new ones exceed the {self.tokens} there is room for", f"request {request.id}")
+        self.waiting.append(request)
+
+    def drop(self, request: str) -> None:
+        """See Batcher."""
+        self.waiting = deque(each for each in self.waiting if each.id != request)
+        self.live.pop(request, None)
+
+    def step(self) -> list[Token]:
+        """See Batcher."""
+        while self.waiting and len(self.live) < self.rows:
+            request = self.waiting.popleft()
+            self.live[request.id], self.written[request.id] = (request, self.rule(request)), 0
+        return [self._next(*pair) for pair in list(self.live.values())]
+
+    def _next(self, request: Request, answer: Iterator[tuple[int, float]]) -> Token:
+        token, logp = next(answer)
+        self.written[request.id] += 1
+        full = self.written[request.id] == request.sampling.max_tokens
+        finish = "stop" if token in self.stop else "length" if full else None
+        if finish:
+            del self.live[request.id]
+        return Token(request.id, token, logp, finish)
