@@ -63,12 +63,8 @@ def _beside(streams: dict[str, Stream], shell: Shell, screen: Console) -> None:
     try:
         with Live(console=screen, transient=True, auto_refresh=False) as shown:
             while live:
-                for name, stream in list(live.items()):
-                    piece = _next(name, stream, shell)
-                    if piece is None:
-                        del live[name]
-                    else:
-                        texts[name] += piece
+                for name in tuple(live):
+                    texts[name] += _next(name, live, shell)
                 shown.update(_columns(texts), refresh=True)
     except KeyboardInterrupt:
         texts = {name: text + " ..." * (name in live) for name, text in texts.items()}
@@ -78,13 +74,16 @@ def _beside(streams: dict[str, Stream], shell: Shell, screen: Console) -> None:
     screen.print(_columns(texts))
 
 
-def _next(name: str, stream: Stream, shell: Shell) -> str | None:
-    """The next piece; None at the end, and after an error, which is told."""
+def _next(name: str, live: dict[str, Stream], shell: Shell) -> str:
+    """The next piece of an answer. One that has ended, or failed, which is told, is live no more."""
     try:
-        return next(stream, None)
+        return next(live[name])
+    except StopIteration:
+        del live[name]
     except XwinError as error:
         shell.note(f"{name}: {error}")
-        return None
+        del live[name]
+    return ""
 
 
 def _columns(texts: dict[str, str]) -> Table:
