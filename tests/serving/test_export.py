@@ -34,6 +34,8 @@ def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     run = tmp_path / "runs" / "tiny-s0"
     model = shutil.copytree(tiny_folder, tmp_path / "trained")
     export_template(model, "vicuna")
+    habits = model / "generation_config.json"
+    habits.write_text(json.dumps(json.loads(habits.read_text()) | {"top_k": 7, "top_p": 0.3, "do_sample": False}))
     published(run, "ppo", "rl", model, {"sft": "stage:1/final", "prompts/train": "stage:2/train"}, {"init": "sft"})
     with_adapter(model)
     published(run, "sft", "sft", model, {"base": "0f" * 32, "./chat.jsonl": "ab" * 32}, {"init": "base"})
@@ -72,6 +74,7 @@ def test_plain_transformers_reads_what_was_trained(place: Path, monkeypatch: pyt
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], tokenize=False, add_generation_prompt=True) == prompt
     config = model.generation_config
     assert (config.do_sample, config.temperature, config.eos_token_id) == (True, 0.7, tokenizer.eos_token_id)
+    assert (config.top_k, config.top_p) == (0, 1.0)  # what the base's file said is gone
     torch.random.manual_seed(0)
     written = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=5)
     assert written.shape[1] > len(trained)

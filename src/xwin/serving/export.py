@@ -19,6 +19,9 @@ from xwin.run.storage import files_of, storage_errors, sync, write_atomic
 LEFT_OUT = (FOLDER, "README.md")
 """Of the stage's folder: the adapter is exported apart, the card is written anew."""
 
+UNFILTERED = {"top_p": 1.0, "top_k": 0}
+"""Said aloud: transformers would keep the 50 likeliest tokens where nothing is said, and hub files leave other habits behind."""
+
 
 def export_model(stage: StageDirectory, source: Path, to: Path, card: str, temperature: float) -> None:
     """Writes a Hugging Face folder that plain transformers and vLLM load.
@@ -41,8 +44,8 @@ def export_model(stage: StageDirectory, source: Path, to: Path, card: str, tempe
         path = part / "generation_config.json"
         stated = read_json(path)
         ends = stated.get("eos_token_id", read_json(part / "config.json").get("eos_token_id"))
-        how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        stated = {key: value for key, value in stated.items() if key not in ("do_sample", "temperature", "top_p", "top_k")}
+        how = {"do_sample": True, "temperature": temperature, **UNFILTERED} if temperature > 0 else {"do_sample": False}
+        stated = {key: value for key, value in stated.items() if key not in ("do_sample", "temperature", *UNFILTERED)}
         write_atomic(path, json.dumps(stated | {"eos_token_id": ends} | how, indent=2) + "\n")
         write_atomic(part / "README.md", card)
 
