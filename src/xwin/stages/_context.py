@@ -23,6 +23,7 @@ from xwin.engines._replicas import Replicas
 from xwin.engines._replies import KeptChat, ReplyStore
 from xwin.engines.base import Chat, Engine, EngineChat, EngineKind
 from xwin.engines.local import Local
+from xwin.engines.vllm import Vllm
 from xwin.errors import DataError
 from xwin.learning.blueprint import Blueprint
 from xwin.learning.group import SharedLearner
@@ -199,7 +200,7 @@ class Context:
 
     def engine(self, kind: EngineKind, ref: str, template: Template) -> Engine:
         """An engine over a model: in this process, or one on each worker."""
-        if self._workers is None or not isinstance(kind, Local):
+        if self._workers is None or not isinstance(kind, Local | Vllm):
             return kind.build(self.path(ref), template.stop, self.inputs[ref].dtype)
         return Replicas.build(self._workers, kind, self.path(ref), template.stop, self.inputs[ref].dtype)
 
