@@ -116,6 +116,9 @@ def _trl(*, quick: bool, before: bool) -> Measured:
         spent = [0.0]
 
         class Timed(DPOTrainer):
+            def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+                return dataset  # it is tokenised; the trainer takes text alone
+
             def _precompute_ref_logps(self, *arguments: Any) -> Any:
                 begun = time.perf_counter()
                 found = super()._precompute_ref_logps(*arguments)

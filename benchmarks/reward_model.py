@@ -75,7 +75,8 @@ def trl_padded(quick: bool) -> Measured:  # noqa: FBT001 - as above
     network.score.weight.data.copy_(head.weight.data)
     with tempfile.TemporaryDirectory() as out:
         settings = RewardConfig(**trainer_settings(out, each, -1), num_train_epochs=1, max_length=STEP)
-        tokenizer = AutoTokenizer.from_pretrained(folder())
+        tokenizer = AutoTokenizer.from_pretrained(folder(), pad_token="<|endoftext|>")
+        network.config.pad_token_id = tokenizer.pad_token_id  # else the end token is taken for padding, and scores are read before it
         trainer = RewardTrainer(network, settings, train_dataset=table, processing_class=tokenizer)
         clock: Clock = trl(trainer, lambda step: len(rows[step * each : (step + 1) * each]))
 
