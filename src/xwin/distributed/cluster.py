@@ -5,6 +5,7 @@ This file and workers.py are the only doors to Ray.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -82,7 +83,8 @@ def connect(address: str) -> None:
         try:
             with _handlers_kept():
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-            ray._private.worker._worker_logs_enabled = False  # it still would tell stdout of each worker that dies, and so do we
+            printing: Any = importlib.import_module("ray._private.worker")
+            printing._worker_logs_enabled = False  # it still would tell stdout of each worker that dies, and so do we
             return
         except Exception as error:  # Ray raises plain ones, too
             disconnect()

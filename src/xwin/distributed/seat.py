@@ -88,8 +88,9 @@ class Seat:
 
     def hold(self, key: int, make: Callable[[World], Any]) -> Refused | None:
         """Makes an object and keeps it."""
-        assert self._world is not None, "hold before join"
-        return self._try(lambda: self._held.update({key: make(self._world)}))
+        world = self._world
+        assert world is not None, "hold before join"
+        return self._try(lambda: self._held.update({key: make(world)}))
 
     def do(self, what: Callable[..., Any], keys: Sequence[int], shares: Sequence[Any]) -> Any:
         """Calls `what` with the objects of these keys and its own share of the work."""

@@ -146,7 +146,8 @@ class Workers:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         threads = str(max(1, int(ray.cluster_resources().get("CPU", 1)) // self.size))
-        actor: Any = ray.remote(
+        remote: Any = ray.remote  # its types know neither zero GPUs nor groups of methods
+        actor = remote(
             num_cpus=int(kind == "CPU"),
             num_gpus=int(kind == "GPU"),
             max_restarts=0,
