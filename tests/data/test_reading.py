@@ -19,7 +19,9 @@ ASKED = (Message("system", "Be kind."), Message("user", "Where?"), Message("assi
 TEXT = "In  two words:\nyes, \N{SNOWMAN}."
 
 
-@pytest.fixture(scope="module", params=[(form, name) for form in FORMS for name in ("vicuna", "chatml", "own")], ids=str)
+@pytest.fixture(
+    scope="module", params=[(form, name) for form in FORMS for name in ("vicuna", "chatml", "own")], ids=lambda case: f"{case[0].__name__}-{case[1]}"
+)
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Template:
     """A template over a trained BPE tokenizer: other tokens than the policy's bytes."""
     form, name = request.param
