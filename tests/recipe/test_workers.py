@@ -38,7 +38,7 @@ def test_the_number_of_workers_is_no_part_of_a_stage(recipe: Path) -> None:
     assert len({plan.stages[0].fingerprint for plan in plans}) == 1
 
 
-@pytest.mark.parametrize("text", ["workers=0", "workers=-1", "workers=many", "ray.retries=-1", "ray.seconds=0", "ray.adress=auto"])
+@pytest.mark.parametrize("text", ["workers=0", "workers=-1", "workers=many", "ray.retries=-1", "ray.seconds=0", "ray.addres_=auto"])
 def test_a_number_that_makes_no_sense_is_a_mistake(recipe: Path, text: str) -> None:
     with pytest.raises(RecipeError, match=text.partition("=")[0].replace(".", r"\.")):
         read_recipe(recipe, (text,))
