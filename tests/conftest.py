@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 MakeLearner = Callable[..., "Learner"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`-n 2 --dist loadgroup`) the tests of a file share one, and so do all end-to-end tests: what they set up is made once."""
-    for item in items:
-        group = "e2e" if "e2e" in item.path.parts else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 2 layers, 64 wide, with a byte tokenizer whose pad token is its end token. Not to be written to."""

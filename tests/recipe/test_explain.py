@@ -64,7 +64,7 @@ def test_a_closed_choice_is_explained_by_kind() -> None:
 
 
 def test_the_recipe_and_its_models_are_explained() -> None:
-    assert {"name", "seed", "models", "stages", "trackers"} == {setting.name for setting in explain("recipe")[0].settings}
+    assert {"name", "seed", "data", "models", "stages", "trackers", "workers", "ray"} == {setting.name for setting in explain("recipe")[0].settings}
     assert explain("models.path")[0].settings[0].default == "required"
 
 

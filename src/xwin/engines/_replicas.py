@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -59,7 +59,7 @@ class Replicas:
         """See Engine. Weights that the same workers have do not leave them."""
         tensors = weights.tensors
         if isinstance(tensors, Elsewhere) and tensors.workers is self.workers:
-            self.workers.do(_take, self.key, tensors.key)
+            self.workers.do(partial(_take, version=weights.version), self.key, tensors.key)
         else:
             whole = Weights(weights.version, weights.folder, None if tensors is None else dict(tensors))
             self.workers.do(methodcaller("load", whole), self.key)
@@ -79,6 +79,6 @@ def _generate(engine: Engine, prompts: Sequence[Prompt], *, sampling: Sampling, 
     return list(engine.generate(prompts, sampling, seed=seed, n=n)) if prompts else []
 
 
-def _take(engine: Engine, source: Source) -> None:
+def _take(engine: Engine, source: Source, *, version: int) -> None:
     """Runs on a worker."""
-    engine.load(source.weights())
+    engine.load(replace(source.weights(), version=version))
