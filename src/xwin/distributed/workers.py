@@ -202,7 +202,7 @@ class Workers:
                 if isinstance(answers[rank], Refused | Exception):
                     until = min(until, time.monotonic() + GRACE)
             late = time.monotonic() > until
-        failed = next((answer for answer in answers.values() if isinstance(answer, Exception)), None)
+        failed = next((answers[rank] for rank in sorted(answers) if isinstance(answers[rank], Exception)), None)
         if failed is not None:
             if late:
                 self.stop()
