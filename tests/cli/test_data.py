@@ -1,24 +1,16 @@
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import xwin
 
 from xwin.cli.data import Sample, marked, visible
-from xwin.cli.main import main
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-
-
-def xwin(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["xwin", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,22 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-
-from xwin.cli.main import main
+from inside import xwin
 
 PROGRAM = [sys.executable, "-c", "from xwin.cli.main import main; main()"]
-
-
-def xwin(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Runs the program in this process.
-
-    Returns:
-        Its exit code.
-    """
-    monkeypatch.setattr(sys, "argv", ["xwin", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture

@@ -2,29 +2,16 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from inside import xwin
 
 from serving.folders import copied, published
-from xwin.cli.main import main
 from xwin.data.template import VICUNA_SYSTEM, Message, export_template, load_template
 
 CHAIN = {"prompts": {"kind": "prompts"}, "sft": {"kind": "sft", "init": "base"}, "ppo": {"kind": "rl", "init": "sft"}}
-
-
-def xwin(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Runs the program in this process.
-
-    Returns:
-        Its exit code.
-    """
-    monkeypatch.setattr(sys, "argv", ["xwin", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture
