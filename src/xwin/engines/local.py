@@ -93,8 +93,7 @@ class LocalEngine:
         Raises:
             ModelError: a prompt cannot be answered: it leaves no room for an answer, or holds what is no token.
         """
-        rows = min(self.rows, n * len(prompts))
-        decoder = self._decoder(self.context, rows, patience=rows // 4)
+        decoder = self._decoder(self.context, min(self.rows, n * len(prompts)), patience=0.25)
         asked = {f"{i}/{k}": Request(f"{i}/{k}", prompt, sampling, seed, k) for i, prompt in enumerate(prompts) for k in range(n)}
         for request in asked.values():
             decoder.add(request)
@@ -125,7 +124,7 @@ class LocalEngine:
         logp, token = self.reading.logits(hidden)[0].log_softmax(-1).topk(min(n, self.reading.vocabulary))
         return list(zip(token.tolist(), logp.tolist(), strict=True))
 
-    def _decoder(self, tokens: int, rows: int, patience: int = 1) -> Decoder:
+    def _decoder(self, tokens: int, rows: int, patience: float = 0.0) -> Decoder:
         return Decoder(self.reading, frozenset(self.stop), self.text, Limits(tokens, rows, SHARE * _free(self.reading.device), patience))
 
 
