@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from engines.test_chat import broken
 
-from serving.scripted_server import Running, scripted_server
+from serving.scripted_server import Obedient, Running, Shared, scripted_server
 from xwin.data.conversation import Message
 from xwin.data.template import Template
 from xwin.serving.api import Limits
@@ -185,7 +186,13 @@ def test_other_paths_and_methods_are_refused_in_the_same_shape(echo: Running) ->
     assert httpx.post(f"{echo.url}{CHAT}", content=b'{"model":"echo"}', headers={"content-type": "text/plain"}).status_code == 400
 
 
-def test_one_that_fails_alone_does_not_hurt_the_others(echo: Running) -> None:
+@pytest.mark.parametrize("kind", [Obedient, Shared])
+def test_one_that_fails_alone_does_not_hurt_the_others(tiny_folder: Path, tiny_template: Template, kind: type[Obedient]) -> None:
+    with scripted_server(tiny_folder, tiny_template, engine=kind({}, [], tiny_template.stop, words=tiny_template), grace=0.1) as echo:
+        one_fails_alone(echo)
+
+
+def one_fails_alone(echo: Running) -> None:
     before = echo.metric("xwin_faults_total")
     body = {"model": "echo", "messages": [{"role": "user", "content": "endless"}], "stream": True}
     with httpx.stream("POST", echo.url + CHAT, json=body, timeout=60) as other:
@@ -202,6 +209,15 @@ def test_one_that_fails_alone_does_not_hurt_the_others(echo: Running) -> None:
 def test_a_stream_that_fails_half_way_ends_with_the_reason(echo: Running) -> None:
     *_, last = events(echo.chat("poison", stream=True))
     assert last["error"]["message"] == "the model could not answer (RuntimeError)"
+
+
+def test_probabilities_that_are_not_finite_are_a_failure_and_not_an_answer(tiny_folder: Path, tiny_template: Template) -> None:
+    engine = broken(tiny_folder, tiny_template)
+    with scripted_server(tiny_folder, tiny_template, engine=engine) as running:
+        whole, streamed = running.chat("hello", logprobs=True), running.chat("hello", logprobs=True, stream=True)
+        for response in (whole, streamed):
+            assert (response.status_code, error(response)["message"]) == (500, "the model's probabilities are not finite")
+        running.until("xwin_requests_taken", 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
