@@ -108,6 +108,8 @@ def test_a_completion_continues_texts_and_tokens_alike(echo: Running) -> None:
     text = echo.post(TEXT, prompt="USER: hi ASSISTANT:", logprobs=0).json()["choices"][0]
     assert (text["text"], text["finish_reason"]) == ("hi", "stop")
     assert text["logprobs"] == {"tokens": ["h", "i"], "token_logprobs": [-0.25, -0.25], "top_logprobs": None, "text_offset": [0, 1]}
+    streamed = [c["choices"][0] for c in events(echo.post(TEXT, prompt="USER: hi ASSISTANT:", logprobs=0, stream=True)) if c != "[DONE]"]
+    assert [place for c in streamed for place in c["logprobs"]["text_offset"]] == [0, 1]
     several = echo.post(TEXT, prompt=["USER: one ASSISTANT:", "USER: two ASSISTANT:"], n=2).json()["choices"]
     assert [c["text"] for c in several] == ["one", "one", "two", "two"]
     assert echo.post(TEXT, prompt=ids("USER: hi ASSISTANT:")).json()["choices"][0]["text"] == "hi"
@@ -182,7 +184,8 @@ def test_what_is_no_request_is_refused(echo: Running, body: bytes) -> None:
 
 def test_other_paths_and_methods_are_refused_in_the_same_shape(echo: Running) -> None:
     assert error(httpx.get(f"{echo.url}/v2"))["type"] == "not_found_error"
-    assert httpx.get(f"{echo.url}{CHAT}").status_code == 405
+    wrong = httpx.get(f"{echo.url}{CHAT}")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert httpx.post(f"{echo.url}{CHAT}", content=b'{"model":"echo"}', headers={"content-type": "text/plain"}).status_code == 400
 
 
