@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xwin.cli.chat import Place, find
+from xwin.cli._places import Place, find, find_reward_model
 from xwin.data.conversation import Conversation, Message, content_id, read_conversations
 from xwin.data.template import load_template
 from xwin.engines.base import EngineChat, Reply, Sampling
@@ -267,6 +267,18 @@ def test_a_folder_or_a_model_elsewhere_talks_in_its_own_template(runs: Path) -> 
 def test_a_model_that_is_not_there_is_explained(runs: Path, model: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find(model, runs)
+
+
+def test_a_reward_model_is_found_like_any_other_and_a_language_model_is_none(runs: Path) -> None:
+    """Its head would be a new one, drawn by chance."""
+    folder = runs / "tiny-s0" / "stages" / "rm" / "final"
+    assert find_reward_model("tiny:rm", runs) == Place(str(folder), "vicuna")
+    assert find_reward_model(str(folder), runs) == Place(str(folder), "own")
+    for other in ("tiny:sft", str(folder.parents[1] / "sft" / "final"), "nothing"):
+        with pytest.raises(UserError, match="is not a reward model"):
+            find_reward_model(other, runs)
+    with pytest.raises(UserError, match=r"no stage 'none'\n  fix: one of: .*tiny-s0:rm$"):
+        find_reward_model("tiny:none", runs)
 
 
 def test_a_recipe_that_ran_with_several_seeds_needs_the_seed(runs: Path) -> None:

