@@ -292,9 +292,10 @@ def test_piped_lines_are_answered_without_decorations(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, "random:2x64", "--template", "vicuna", "--max-tokens", "9"]
     done = subprocess.run(
         command,
-        input="Hello\n/save chat.jsonl\nAnd?\n",
+        input="Hello\n/save chat.jsonl\nAnd \udcff?\n",  # a byte that is no UTF-8
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         check=False,
         cwd=tmp_path,
         env={**os.environ, "XWIN_CACHE": str(tmp_path)},

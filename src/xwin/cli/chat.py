@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,6 +68,8 @@ def _talk(sessions: dict[str, ChatSession]) -> None:
     from xwin.serving.side_by_side import converse_with_all
 
     interactive = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 are no reason to end a chat
     lines, shell = _asked() if interactive else sys.stdin, _shell(interactive=interactive)
     if len(sessions) == 1:
         converse(next(iter(sessions.values())), lines, shell)
