@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from inside import xwin
 
 from xwin.cli._places import Place, find, find_reward_model
 from xwin.data.conversation import Conversation, Message, content_id, read_conversations
@@ -285,6 +286,11 @@ def test_a_recipe_that_ran_with_several_seeds_needs_the_seed(runs: Path) -> None
     published(runs / "tiny-s1", "sft", {"final": "LlamaForCausalLM"})
     with pytest.raises(UserError, match=r"2 runs of this name\n  fix: one of: .*tiny-s0, .*tiny-s1"):
         find("tiny:sft", runs)
+
+
+def test_a_temperature_that_is_no_number_is_told(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert xwin(monkeypatch, "chat", str(tiny_folder), "--temperature", "nan") == 2
+    assert "--temperature" in capsys.readouterr().err
 
 
 def test_piped_lines_are_answered_without_decorations(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from xwin.spec import nearest
 
 if TYPE_CHECKING:
     from xwin.data.template import Template
-    from xwin.engines.base import Engine
+    from xwin.engines.base import Engine, Sampling
 
 
 class DType(StrEnum):
@@ -81,3 +81,20 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     name = place.template if template == "auto" else template
     words = load_template(folder, name)
     return Speaker(model, folder, name, words, kind.build(folder, words.stop, dtype.value))
+
+
+def sampling_of(**settings: Any) -> Sampling:
+    """How answers are drawn.
+
+    Raises:
+        UserError: a setting is out of its range; names the option.
+    """
+    from pydantic import ValidationError
+
+    from xwin.engines.base import Sampling
+
+    try:
+        return Sampling.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(first["msg"], f"--{str(first['loc'][0]).replace('_', '-')}") from None

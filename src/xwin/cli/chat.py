@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xwin.cli._speaker import DType, Dtype, TemplateOption, open_speaker
+from xwin.cli._speaker import DType, Dtype, TemplateOption, open_speaker, sampling_of
 from xwin.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ def register(app: typer.Typer) -> None:
         repeated = next((model for model in models if models.count(model) > 1), None)
         if repeated is not None:
             raise UserError("is named twice", repeated, "its answers would be the same")
+        sampling = sampling_of(temperature=temperature, max_tokens=max_tokens)
         speakers = [open_speaker(model, template, dtype) for model in models]
 
-        from xwin.engines.base import EngineChat, Sampling  # these bring torch: not for `--help`
+        from xwin.engines.base import EngineChat  # brings torch: not for `--help`
         from xwin.serving.chat import ChatSession
 
-        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
         sessions = {s.name: ChatSession(EngineChat(s.engine, s.words), sampling, seed, system) for s in speakers}
         if sys.stdin.isatty():
             named = ", ".join(f"{s.name} ({s.template} template)" for s in speakers)
