@@ -11,6 +11,7 @@ import typer
 
 from xwin.cli._places import find, find_reward_model
 from xwin.cli._speaker import DType
+from xwin.cli.run import AsJson
 from xwin.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", show_default=False, help="RUN:stage (runs/tiny-s0:ppo), a folder, hf:org/name, or pypi:name==version.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Arithmetic = Annotated[DType, typer.Option("--dtype", help="Type of the arithmetic.")]
 Training = Annotated[
     list[Path] | None, typer.Option("--training", metavar="FILE", help="What the model was trained on: the questions are looked for in it.")

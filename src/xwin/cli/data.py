@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xwin.cli.run import AsJson
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ File = Annotated[
     str, typer.Argument(metavar="FILE", show_default=False, help="JSONL, JSON, CSV or Parquet, packed or not; a pattern ('data/*.jsonl'); hf:NAME.")
 ]
 Format = Annotated[str | None, typer.Option("--format", metavar="F", help="How rows are written (alpaca, sharegpt ...); else it is found out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
 @dataclass(frozen=True, slots=True)
