@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from xwin.data.conversation import Conversation, Message
 from xwin.data.template import Template
 from xwin.engines.base import EngineChat, Sampling
-from xwin.engines.local import Local
+from xwin.engines.local import Local, LocalEngine
 from xwin.engines.scripted import Scripted, ScriptedEngine
+from xwin.errors import Failure
 
 ASKED = [Conversation(name, (Message("user", f"Question {name}?"),)) for name in ("a", "b")]
 
@@ -50,6 +52,22 @@ def test_a_character_cut_by_the_limit_is_shown_at_last(template: Template) -> No
     chat = EngineChat(scripted(template, a="aé"), template)
     pieces = list(chat.stream(ASKED[0], Sampling(max_tokens=2), seed=0))
     assert pieces == ["a", "\N{REPLACEMENT CHARACTER}"]
+
+
+def broken(folder: Path, template: Template) -> LocalEngine:
+    """An engine whose last norm is nan."""
+    engine = Local(rows=4).build(folder, template.stop, "float32")
+    with torch.no_grad():
+        engine.model.network.get_parameter("model.norm.weight").fill_(torch.nan)
+    return engine
+
+
+def test_probabilities_that_are_not_finite_are_no_answer(tiny_folder: Path, template: Template) -> None:
+    chat = EngineChat(broken(tiny_folder, template), template)
+    (reply,) = chat.reply(ASKED[:1], Sampling(), seed=0)
+    assert (reply.text, reply.finish, reply.note) == ("", "error", "the model's probabilities are not finite")
+    with pytest.raises(Failure, match="not finite"):
+        list(chat.stream(ASKED[0], Sampling(), seed=0))
 
 
 def test_a_stream_says_what_a_reply_says(tiny_folder: Path, template: Template) -> None:

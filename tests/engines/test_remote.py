@@ -67,6 +67,16 @@ def test_what_is_asked_is_what_was_meant(tmp_path):
     assert 0 <= first["seed"] < 2**31
 
 
+def test_a_sampling_is_sent_whole_or_refused(tmp_path):
+    with endpoint(echo) as server:
+        list(chat(server, tmp_path).reply(questions("a"), Sampling(stop=("END", "\n\n")), seed=0))
+        for unknown in (Sampling(top_k=5), Sampling(min_p=0.1)):
+            with pytest.raises(UserError, match="neither top_k nor min_p"):
+                list(chat(server, tmp_path).reply(questions("a"), unknown, seed=0))
+    (asked,) = server.asked
+    assert asked["stop"] == ["END", "\n\n"]
+
+
 def test_first_tokens_are_told_and_what_is_no_number_is_left_out(tmp_path):
     with endpoint(lambda body, number: Say("m", first={"m": -0.25, "M": -1.5, "x": float("nan"), "y": 900.0})) as server:
         (reply,) = ask(server, tmp_path, ["a"], top=5)

@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from xwin.data.template import Template
-from xwin.engines.base import Request
+from xwin.engines.base import Engine, Request
 from xwin.engines.scripted import ScriptedBatcher, ScriptedEngine
 from xwin.run.signals import StopFlag
 from xwin.serving.api import Limits, make_app
@@ -50,6 +50,17 @@ class Obedient(ScriptedEngine):
 
 
 @dataclass
+class Shared(Obedient):
+    """All its batchers are one, as those of vLLM are parts of one engine: a request that nobody dropped goes on."""
+
+    only: list[ScriptedBatcher] = field(default_factory=list)
+
+    def batcher(self, tokens: int) -> ScriptedBatcher:
+        self.only = self.only or [super().batcher(tokens)]
+        return self.only[0]
+
+
+@dataclass
 class Running:
     """Where it is."""
 
@@ -77,11 +88,18 @@ class Running:
 
 @contextmanager
 def scripted_server(
-    folder: Path, words: Template, *, places: int = 8, context: int = 1024, limits: Limits | None = None, key: str = "", grace: float = 5.0
+    folder: Path,
+    words: Template,
+    *,
+    engine: Engine | None = None,
+    places: int = 8,
+    limits: Limits | None = None,
+    key: str = "",
+    grace: float = 5.0,
 ) -> Iterator[Running]:
-    """The server, until the block ends."""
-    engine, meters, flag = Obedient({}, [], words.stop, words=words), Meters(), StopFlag()
-    served = open_desk("echo", folder, words, engine, (context, places), meters.faults.labels("echo").inc)
+    """The server, until the block ends; over an obedient engine, unless another one is given."""
+    engine, meters, flag = engine or Obedient({}, [], words.stop, words=words), Meters(), StopFlag()
+    served = open_desk("echo", folder, words, engine, (1024, places), meters.faults.labels("echo").inc)
     app = make_app({"echo": served}, limits or Limits(), meters, key=key)
     at = listen("127.0.0.1", 0)
     thread = threading.Thread(target=run, args=(app, [served], at, flag), kwargs={"grace": grace})

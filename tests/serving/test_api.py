@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from engines.test_chat import broken
 
-from serving.scripted_server import Running, scripted_server
+from serving.scripted_server import Obedient, Running, Shared, scripted_server
 from xwin.data.conversation import Message
 from xwin.data.template import Template
 from xwin.serving.api import Limits
@@ -107,6 +108,8 @@ def test_a_completion_continues_texts_and_tokens_alike(echo: Running) -> None:
     text = echo.post(TEXT, prompt="USER: hi ASSISTANT:", logprobs=0).json()["choices"][0]
     assert (text["text"], text["finish_reason"]) == ("hi", "stop")
     assert text["logprobs"] == {"tokens": ["h", "i"], "token_logprobs": [-0.25, -0.25], "top_logprobs": None, "text_offset": [0, 1]}
+    streamed = [c["choices"][0] for c in events(echo.post(TEXT, prompt="USER: hi ASSISTANT:", logprobs=0, stream=True)) if c != "[DONE]"]
+    assert [place for c in streamed for place in c["logprobs"]["text_offset"]] == [0, 1]
     several = echo.post(TEXT, prompt=["USER: one ASSISTANT:", "USER: two ASSISTANT:"], n=2).json()["choices"]
     assert [c["text"] for c in several] == ["one", "one", "two", "two"]
     assert echo.post(TEXT, prompt=ids("USER: hi ASSISTANT:")).json()["choices"][0]["text"] == "hi"
@@ -181,11 +184,18 @@ def test_what_is_no_request_is_refused(echo: Running, body: bytes) -> None:
 
 def test_other_paths_and_methods_are_refused_in_the_same_shape(echo: Running) -> None:
     assert error(httpx.get(f"{echo.url}/v2"))["type"] == "not_found_error"
-    assert httpx.get(f"{echo.url}{CHAT}").status_code == 405
+    wrong = httpx.get(f"{echo.url}{CHAT}")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert httpx.post(f"{echo.url}{CHAT}", content=b'{"model":"echo"}', headers={"content-type": "text/plain"}).status_code == 400
 
 
-def test_one_that_fails_alone_does_not_hurt_the_others(echo: Running) -> None:
+@pytest.mark.parametrize("kind", [Obedient, Shared])
+def test_one_that_fails_alone_does_not_hurt_the_others(tiny_folder: Path, tiny_template: Template, kind: type[Obedient]) -> None:
+    with scripted_server(tiny_folder, tiny_template, engine=kind({}, [], tiny_template.stop, words=tiny_template), grace=0.1) as echo:
+        one_fails_alone(echo)
+
+
+def one_fails_alone(echo: Running) -> None:
     before = echo.metric("xwin_faults_total")
     body = {"model": "echo", "messages": [{"role": "user", "content": "endless"}], "stream": True}
     with httpx.stream("POST", echo.url + CHAT, json=body, timeout=60) as other:
@@ -202,6 +212,15 @@ def test_one_that_fails_alone_does_not_hurt_the_others(echo: Running) -> None:
 def test_a_stream_that_fails_half_way_ends_with_the_reason(echo: Running) -> None:
     *_, last = events(echo.chat("poison", stream=True))
     assert last["error"]["message"] == "the model could not answer (RuntimeError)"
+
+
+def test_probabilities_that_are_not_finite_are_a_failure_and_not_an_answer(tiny_folder: Path, tiny_template: Template) -> None:
+    engine = broken(tiny_folder, tiny_template)
+    with scripted_server(tiny_folder, tiny_template, engine=engine) as running:
+        whole, streamed = running.chat("hello", logprobs=True), running.chat("hello", logprobs=True, stream=True)
+        for response in (whole, streamed):
+            assert (response.status_code, error(response)["message"]) == (500, "the model's probabilities are not finite")
+        running.until("xwin_requests_taken", 0)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from inside import xwin
 
-from xwin.cli.chat import Place, find
+from xwin.cli._places import Place, find, find_reward_model
 from xwin.data.conversation import Conversation, Message, content_id, read_conversations
 from xwin.data.template import load_template
 from xwin.engines.base import EngineChat, Reply, Sampling
@@ -269,10 +270,27 @@ def test_a_model_that_is_not_there_is_explained(runs: Path, model: str, message:
         find(model, runs)
 
 
+def test_a_reward_model_is_found_like_any_other_and_a_language_model_is_none(runs: Path) -> None:
+    """Its head would be a new one, drawn by chance."""
+    folder = runs / "tiny-s0" / "stages" / "rm" / "final"
+    assert find_reward_model("tiny:rm", runs) == Place(str(folder), "vicuna")
+    assert find_reward_model(str(folder), runs) == Place(str(folder), "own")
+    for other in ("tiny:sft", str(folder.parents[1] / "sft" / "final"), "nothing"):
+        with pytest.raises(UserError, match="is not a reward model"):
+            find_reward_model(other, runs)
+    with pytest.raises(UserError, match=r"no stage 'none'\n  fix: one of: .*tiny-s0:rm$"):
+        find_reward_model("tiny:none", runs)
+
+
 def test_a_recipe_that_ran_with_several_seeds_needs_the_seed(runs: Path) -> None:
     published(runs / "tiny-s1", "sft", {"final": "LlamaForCausalLM"})
     with pytest.raises(UserError, match=r"2 runs of this name\n  fix: one of: .*tiny-s0, .*tiny-s1"):
         find("tiny:sft", runs)
+
+
+def test_a_temperature_that_is_no_number_is_told(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert xwin(monkeypatch, "chat", str(tiny_folder), "--temperature", "nan") == 2
+    assert "--temperature" in capsys.readouterr().err
 
 
 def test_piped_lines_are_answered_without_decorations(tmp_path: Path) -> None:
@@ -280,9 +298,10 @@ def test_piped_lines_are_answered_without_decorations(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, "random:2x64", "--template", "vicuna", "--max-tokens", "9"]
     done = subprocess.run(
         command,
-        input="Hello\n/save chat.jsonl\nAnd?\n",
+        input="Hello\n/save chat.jsonl\nAnd \udcff?\n",  # a byte that is no UTF-8
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         check=False,
         cwd=tmp_path,
         env={**os.environ, "XWIN_CACHE": str(tmp_path)},

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xwin.cli._places import find, find_reward_model
 from xwin.cli._speaker import DType
-from xwin.cli.chat import find
+from xwin.cli.run import AsJson
 from xwin.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", show_default=False, help="RUN:stage (runs/tiny-s0:ppo), a folder, hf:org/name, or pypi:name==version.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Arithmetic = Annotated[DType, typer.Option("--dtype", help="Type of the arithmetic.")]
 Training = Annotated[
     list[Path] | None, typer.Option("--training", metavar="FILE", help="What the model was trained on: the questions are looked for in it.")
@@ -59,7 +59,6 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
     from xwin.distributed.world import World
     from xwin.learning.learner import Learner
     from xwin.models import causal
-    from xwin.models.hub import ModelSource, fetch
     from xwin.models.tuning import Frozen
     from xwin.suites.harness import Asked, evaluate_model, load
 
@@ -68,7 +67,7 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
     from xwin.suites._harness_tasks import questions
 
     texts = questions(loaded, limit) if training else {}
-    folder = fetch(ModelSource(path=find(model).path), relative_to=Path.cwd())
+    folder = find(model).fetched()
     learner = Learner(causal.load(folder, head="language", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
     rows = evaluate_model(model, learner.model, folder, loaded, asked)
     _report([*rows, *_overlap(texts, training)], as_json=as_json)
@@ -98,7 +97,7 @@ def reward_model(
     from xwin.models.tuning import Frozen
     from xwin.suites.reward_model import measure_sets
 
-    folder = _reward_folder(model)
+    folder = Path(find_reward_model(model).path)
     sets = {path.name.split(".")[0]: _rows(path, Makes.PREFERENCES) for path in files}
     learner = Learner(causal.load(folder, head="score", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
     rows = measure_sets(model, learner, load_template(folder, template), sets)
@@ -117,15 +116,6 @@ def _task_names(text: str) -> tuple[str, ...]:
     if not named:
         raise UserError("names no task", "--tasks", f"one or more of: {', '.join(LAYOUTS)}")
     return named
-
-
-def _reward_folder(model: str) -> Path:
-    """The folder of a reward model: itself, or what the stage of RUN:stage made."""
-    run, colon, stage = model.rpartition(":")
-    for folder in (Path(model).expanduser(), Path(run) / "stages" / stage / "final" if colon else None):
-        if folder is not None and (folder / "config.json").is_file():
-            return folder
-    raise UserError("is not a reward model", model, "name RUN:stage (runs/tiny-s0:rm) or the folder of one")
 
 
 def _rows(path: Path, makes: Makes) -> Sequence[Any]:

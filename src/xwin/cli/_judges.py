@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from xwin.cli.chat import RUNS, find, run_of
+from xwin.cli._places import find, find_reward_model
 from xwin.errors import RecipeError, UserError
-from xwin.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from xwin.engines.base import Chat
@@ -56,10 +55,10 @@ def over_local(name: str, replies: Path) -> Chat:
     from xwin.engines._replies import KeptChat, ReplyStore
     from xwin.engines.base import EngineChat
     from xwin.engines.local import Local
-    from xwin.models.hub import ModelSource, digest_folder, fetch
+    from xwin.models.hub import digest_folder
 
     place = find(name)
-    folder = fetch(ModelSource(path=place.path), relative_to=Path.cwd())
+    folder = place.fetched()
     template = load_template(folder, place.template)
     engine = Local().build(folder, template.stop, "float32")
     who = f"{digest_folder(folder)} {template_digest(folder, place.template)} float32 local"
@@ -90,21 +89,7 @@ def over_reward_model(name: str) -> Judging:
     from xwin.models.tuning import Frozen
     from xwin.scorers._reward_judge import RewardJudge
 
-    folder, template = _reward_model(name)
+    place = find_reward_model(name)
+    folder = Path(place.path)
     model = causal.load(folder, head="score", tuning=Frozen(), dtype="float32")
-    return RewardJudge(f"reward:{name}", Learner(model, folder, World.alone()), load_template(folder, template))
-
-
-def _reward_model(name: str) -> tuple[Path, str]:
-    """Its folder, and the template it was taught."""
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return folder.absolute(), "own"
-    run, colon, stage = name.rpartition(":")
-    if colon and run:
-        directory = RunDirectory(run_of(run, RUNS)).stage(stage, {})
-        record = directory.record()
-        for output in record.outputs if record is not None and record.status == "published" else ():
-            if (directory.folder / output / "config.json").is_file():
-                return (directory.folder / output).absolute(), "vicuna"
-    raise UserError("is not a reward model", name, "name reward:RUN:stage of a finished stage (reward:runs/tiny-s0:rm), or reward:FOLDER")
+    return RewardJudge(f"reward:{name}", Learner(model, folder, World.alone()), load_template(folder, place.template))

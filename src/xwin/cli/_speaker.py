@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xwin.cli._places import find
 from xwin.errors import UserError
 from xwin.spec import nearest
 
 if TYPE_CHECKING:
     from xwin.data.template import Template
-    from xwin.engines.base import Engine
+    from xwin.engines.base import Engine, Sampling
 
 
 class DType(StrEnum):
@@ -49,7 +50,7 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     """Finds, fetches and loads a model.
 
     Args:
-        model: see `xwin.cli.chat.find`.
+        model: see `xwin.cli._places.find`.
         template: one of data.template.NAMES, or "auto".
         dtype: type of the arithmetic.
         engine: kind of the engine.
@@ -61,10 +62,8 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     """
     from pydantic import ValidationError
 
-    from xwin.cli.chat import find  # which imports this
     from xwin.data.template import NAMES, load_template
     from xwin.engines.base import EngineKind
-    from xwin.models.hub import ModelSource, fetch
     from xwin.models.usable import require_usable
     from xwin.spec import names
 
@@ -77,8 +76,25 @@ def open_speaker(model: str, template: str, dtype: DType, engine: str = "local",
     except ValidationError:
         raise UserError(f"the engine '{engine}' cannot run a model that is named here", "--engine", "take local") from None
     place = find(model)
-    folder = fetch(ModelSource(path=place.path), relative_to=Path.cwd())
+    folder = place.fetched()
     require_usable(folder)
     name = place.template if template == "auto" else template
     words = load_template(folder, name)
     return Speaker(model, folder, name, words, kind.build(folder, words.stop, dtype.value))
+
+
+def sampling_of(**settings: Any) -> Sampling:
+    """How answers are drawn.
+
+    Raises:
+        UserError: a setting is out of its range; names the option.
+    """
+    from pydantic import ValidationError
+
+    from xwin.engines.base import Sampling
+
+    try:
+        return Sampling.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(first["msg"], f"--{str(first['loc'][0]).replace('_', '-')}") from None

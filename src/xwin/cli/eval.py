@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xwin.cli import _eval_models
+from xwin.cli.run import AsJson
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ PLACES = (Path("data/alpaca_eval"), Path("alpaca_eval"))
 SHOWN = ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate", "length_controlled_winrate", "avg_length")
 ENVIRONMENT = ["XWIN_DATA"]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 TablesFolder = Annotated[
     Path | None,
     typer.Option(

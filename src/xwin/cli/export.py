@@ -37,7 +37,7 @@ def export(
 
       xwin export runs/tiny-s0:sft --to my-adapter --adapter
     """
-    from xwin.cli.chat import RUNS, find, run_of
+    from xwin.cli._places import RUNS, find, run_of
     from xwin.run.directory import RunDirectory
 
     run, colon, stage = model.rpartition(":")

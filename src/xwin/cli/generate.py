@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwin.cli._speaker import DType, Dtype, EngineOption, Speaker, TemplateOption, open_speaker
-from xwin.errors import DataError, UserError
+from xwin.cli._speaker import DType, Dtype, EngineOption, Speaker, TemplateOption, open_speaker, sampling_of
+from xwin.errors import DataError
 
 if TYPE_CHECKING:
     from xwin.data.conversation import Conversation
@@ -56,8 +56,7 @@ def generate(  # noqa: PLR0913, PLR0917 - an option each
     from xwin.cli.judge import require_place
 
     require_place(out)
-    settings = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "max_tokens": max_tokens, "stop": tuple(stop or ())}
-    sampling = _sampling(settings)
+    sampling = sampling_of(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_tokens=max_tokens, stop=tuple(stop or ()))
     rows = _prompts(prompts)
     speaker = open_speaker(model, template, dtype, engine)
     about = _about(speaker, rows.digest, {"dtype": dtype.value, "engine": engine, "n": n, "sampling": sampling.settings(), "seed": seed})
@@ -86,18 +85,6 @@ def _answer(speaker: Speaker, prompts: Any, sampling: Sampling, about: dict[str,
             if before < len(keys):
                 write_answers(asking, speaker.engine, speaker.words, file, told)
     typer.echo(f"{len(keys)} answers in {out}", err=True)
-
-
-def _sampling(settings: dict[str, Any]) -> Sampling:
-    from pydantic import ValidationError
-
-    from xwin.engines.base import Sampling
-
-    try:
-        return Sampling.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise UserError(first["msg"], f"--{str(first['loc'][0]).replace('_', '-')}") from None
 
 
 def _prompts(source: str) -> Rows[Conversation]:

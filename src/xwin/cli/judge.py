@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwin.cli.eval import SHOWN, AsJson, TablesFolder, file_and_model, tables_folder
+from xwin.cli.eval import SHOWN, TablesFolder, file_and_model, tables_folder
+from xwin.cli.run import AsJson
 from xwin.errors import DataError, UserError
 
 if TYPE_CHECKING:

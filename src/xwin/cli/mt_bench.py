@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwin.cli.eval import AsJson
 from xwin.cli.judge import EXAMPLES, Endpoint, KeyName, Replies, Who, find_chat, progress, require_place
+from xwin.cli.run import AsJson
 from xwin.errors import UserError
 
 if TYPE_CHECKING:

@@ -63,11 +63,10 @@ def serve(  # noqa: PLR0913, PLR0917 - an option each
 
     if not _is_local(host) and not secret:
         typer.echo(f"anybody who reaches {host} can use this server: --key VARIABLE asks for a key", err=True)
-    settings = {"rows": rows} if engine == "local" else {}
     limits = Limits(max_body, max_prompt or Limits.prompt_tokens, max_tokens or Limits.max_tokens)
     with stop_on_signals() as flag, listen(host, port) as at:
         meters = Meters()
-        speakers = {name: open_speaker(model, template, dtype, engine, **settings) for name, model in named.items()}
+        speakers = {name: open_speaker(model, template, dtype, engine, rows=rows) for name, model in named.items()}
         size = (context, rows + queue)
         served = {name: open_desk(name, s.folder, s.words, s.engine, size, meters.faults.labels(name).inc) for name, s in speakers.items()}
         app = make_app(served, limits, meters, key=secret)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -61,8 +61,8 @@ class Limits:
     """Answers decoded together."""
     cache: float
     """Bytes of the cache."""
-    patience: int = 1
-    """Rows that must be free before waiting requests enter; those that wait enter together, which takes less time altogether."""
+    patience: float = 0.0
+    """Share of the rows that must be free before waiting requests enter; those that wait enter together, which takes less time altogether."""
 
 
 class Decoder:
@@ -70,6 +70,8 @@ class Decoder:
 
     def __init__(self, reading: Reading, stop: frozenset[int], text: Text | None, limits: Limits) -> None:
         self.reading, self.stop, self.text, self.limits = reading, stop, text, limits
+        self.rows = limits.rows
+        """Answers decoded together now: fewer after memory ran out, until nothing is live any more."""
         self.cache = Cache(0, 0)
         self.place_bytes = reading.place_bytes
         self.names: set[str] = set()
@@ -128,11 +130,10 @@ class Decoder:
             written += self._draw(entering, *self._prefill(entering)) if entering else []
             self.live += entering
         except OutOfMemory:
-            fewer = len(live) or len(entering) // 2
-            if not fewer:
+            self.rows = len(live) + len(entering) // 2
+            if not self.rows:
                 self.names.remove(entering[0].request.id)
                 raise
-            self.limits = replace(self.limits, rows=fewer)
             self.waiting.extendleft(reversed(entering))
         for row, token in enumerate(written):
             if token.finish == "error":
@@ -149,11 +150,11 @@ class Decoder:
 
     def _entering(self) -> list[_Answer]:
         """The requests that start now, taken out of the line: as many as there are rows and memory for."""
-        if not self.waiting or (self.live and self.limits.rows - len(self.live) < self.limits.patience):
+        if not self.waiting or (self.live and self.rows - len(self.live) < self.limits.patience * self.rows):
             return []
         entering: list[_Answer] = []
         longest, prompts = max((a.longest for a in self.live), default=0), 0
-        while self.waiting and len(self.live) + len(entering) < self.limits.rows:
+        while self.waiting and len(self.live) + len(entering) < self.rows:
             first = self.waiting[0]
             new = 0 if entering and first.request.prompt.tokens == entering[-1].request.prompt.tokens else len(first.request.prompt.tokens)
             longest = max(longest, first.longest)
@@ -184,7 +185,7 @@ class Decoder:
         """Twice the rows at once where that fits, so that requests that come one by one do not copy the cache each time."""
         rows = max(len(self.live) + len(entering), self.reading.fewest)
         longest = max(a.longest for a in (*self.live, *entering))
-        more = min(2 * self.cache.rows, max(self.limits.rows, self.reading.fewest))
+        more = min(2 * self.cache.rows, max(self.rows, self.reading.fewest))
         if self.cache.rows < rows < more and self._fits(more, longest):
             rows = more
         room = (max(rows, self.cache.rows), max(longest, self.cache.length))
@@ -233,6 +234,8 @@ class Decoder:
             if hole < len(self.live):
                 self.cache.move(len(self.live), hole)
                 self.live[hole] = last
+        if holes and not self.live:
+            self.rows = self.limits.rows
 
 
 def _tail(stop: Sequence[str]) -> int:

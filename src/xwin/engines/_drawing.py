@@ -103,32 +103,35 @@ def _pass(mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     return index.squeeze(1), into.squeeze(1).clamp(0, 1)
 
 
-def _from_few(probability: Tensor, samplings: Sequence[Sampling], uniform: Tensor) -> Tensor:
-    """[B] tokens of rows in which not all may be drawn: of the likeliest, those that every filter keeps."""
+def _from_few(probability: Tensor, samplings: Sequence[Sampling], uniform: Tensor, count: int = CANDIDATES) -> Tensor:
+    """[B] tokens of rows in which not all may be drawn: of the `count` likeliest, those that every filter keeps. Where these are too few, of all."""
     size = probability.shape[1]
-    likeliest = probability.topk(min(CANDIDATES, size), dim=-1)
-    token = []
-    for i, sampling in enumerate(samplings):
-        value, order = likeliest.values[i], likeliest.indices[i]
-        count = _prefix(value, sampling)
-        if not 0 < sampling.top_k <= len(value) and (sampling.top_k or count == len(value)):
-            value, order = probability[i].sort(descending=True, stable=True)
-            count = _prefix(value, sampling)
-        index, _ = _pass(value[None, :count].double(), uniform[i : i + 1])
-        token.append(order[index])
-    return torch.cat(token)
+    value, order = probability.topk(min(count, size), dim=-1)
+    keep = _kept(value, samplings)
+    index, _ = _pass(value.double() * keep, uniform)
+    token = order.gather(1, index[:, None]).squeeze(1)
+    ends = zip(keep[:, -1].tolist(), samplings, strict=True)
+    few = [i for i, (last, s) in enumerate(ends) if (s.top_k > count if s.top_k else last)] if count < size else []
+    if few:
+        token[few] = _from_few(probability[few], [samplings[i] for i in few], uniform[few], size)
+    return token
 
 
-def _prefix(value: Tensor, sampling: Sampling) -> int:
-    """How many of the likeliest tokens may be drawn, at least one: first top_k, then top_p of what that leaves, then min_p.
+def _kept(value: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """Which of the likeliest tokens may be drawn, the first one always: first top_k, then top_p of what that leaves, then min_p.
 
     Args:
-        value: [N] the largest probabilities of a row, descending.
-        sampling: whose filters count.
+        value: [B, N] the largest probabilities of each row, descending.
+        samplings: B of them.
+
+    Returns:
+        [B, N]
     """
-    value = value[: sampling.top_k or None].double()
-    total = value.sum() if sampling.top_k else torch.ones((), dtype=value.dtype, device=value.device)
-    before = value.cumsum(0) - value
-    keep = (before < sampling.top_p * total) if sampling.top_p < 1 else torch.ones_like(value, dtype=torch.bool)
-    keep &= value >= sampling.min_p * value[0]
-    return max(int(keep.sum()), 1)
+    settings = [(s.top_k or torch.inf, s.top_p, s.min_p) for s in samplings]
+    top_k, top_p, min_p = torch.tensor(settings, dtype=torch.float64, device=value.device).T[:, :, None]
+    first = torch.arange(value.shape[1], device=value.device) < top_k
+    mass = value.double().where(first, 0)
+    total = mass.sum(-1, keepdim=True).masked_fill(top_k.isinf(), 1)
+    keep = first & (mass >= min_p * mass[:, :1]) & ((mass.cumsum(-1) - mass < top_p * total) | (top_p == 1))
+    keep[:, 0] = True
+    return keep

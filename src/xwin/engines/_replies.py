@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event
 
 from xwin.data.conversation import Conversation
 from xwin.engines.base import Chat, Reply, Sampling
@@ -73,15 +72,15 @@ class KeptChat:
         keys = [self._key(c, sampling, seed, top) for c in conversations]
         found = self.store.find(keys)
         fresh = [(key, c) for key, c in dict(zip(keys, conversations, strict=True)).items() if key not in found]
-        pool, over = ThreadPoolExecutor(self.at_once), Event()
+        pool, refusals = ThreadPoolExecutor(self.at_once), list[XwinError]()
 
         def job(questions: Mapping[str, Conversation]) -> Mapping[str, Reply]:
-            if over.is_set():
-                return {}
+            if refusals:  # what the endpoint refuses once, it refuses to all
+                raise refusals[0]
             try:
                 return self._ask(questions, sampling, seed, top)
-            except XwinError:
-                over.set()  # what the endpoint refuses once, it refuses to all
+            except XwinError as error:
+                refusals.append(error)
                 raise
 
         try:
@@ -94,7 +93,6 @@ class KeptChat:
                     found |= jobs[key].result()
                 yield found[key]
         finally:  # also when one failed or the reader left: what has not begun is not asked
-            over.set()
             pool.shutdown(cancel_futures=True)
 
     def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:

@@ -92,8 +92,9 @@ class VllmBatcher:
 
     def outputs(self) -> list[Any]:
         """What vLLM wrote for this batcher in its next step, in its own form."""
-        said = [*self.unread, *self.llm.step()] if self.live else []
-        own = self._full("")
+        if not self.live:
+            return []
+        said, own = [*self.unread, *self.llm.step()], self._full("")
         self.unread[:] = [one for one in said if not one.request_id.startswith(own)]
         mine = [one for one in said if one.request_id.startswith(own) and self._short(one) in self.live]
         self.live -= {self._short(one) for one in mine if one.finished}

@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from xwin.errors import Failure, ModelError
+from xwin.errors import Failure
+from xwin.models.weights import require_shapes
 
 Source: TypeAlias = Mapping[str, Tensor] | Path
 """Parameter name -> tensor, or a folder of safetensors."""
@@ -108,22 +109,14 @@ def _products(layer: Any) -> Iterator[Tensor]:
 
 
 def require_same_shapes(source: Source, known: Mapping[str, tuple[int, ...]]) -> None:
-    """Sees to it, before anything is loaded, that the weights are of the engine's network.
+    """See models.weights.require_shapes; an output layer may be missing, for the embedding may stand for it.
 
     Args:
         source: the weights.
         known: see `shapes`.
-
-    Raises:
-        ModelError: one is missing, or has another shape.
     """
     given = shapes(source) if isinstance(source, Path) else {name: tuple(t.shape) for name, t in source.items()}
-    missing = sorted(known.keys() - given.keys() - {HEAD})
-    if missing:
-        raise ModelError(f"the new weights lack {missing[0]} and {len(missing) - 1} more", "engine")
-    other = next((name for name in known if name in given and given[name] != known[name]), None)
-    if other is not None:
-        raise ModelError(f"{other} is {list(given[other])} in the new weights, and {list(known[other])} in the engine's network", "engine")
+    require_shapes(given, {name: shape for name, shape in known.items() if name in given or name != HEAD})
 
 
 def require_loaded(said: Sequence[Sums], meant: Mapping[str, int], parts: Mapping[str, Sequence[str]], version: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from xwin.data.conversation import Conversation
 from xwin.data.rollout import Finish, Prompt, Rollout
 from xwin.data.template import Template
-from xwin.errors import UserError
+from xwin.errors import Failure, UserError
 from xwin.models.weights import Weights
 from xwin.spec import Kind, Spec
+
+NOT_FINITE = "the model's probabilities are not finite"
+"""What is said of an answer with the finish "error"."""
 
 
 class Sampling(Spec):
@@ -247,8 +251,10 @@ class EngineChat:
         share = (time.perf_counter() - began) / max(len(prompts), 1)  # they were written together
         for prompt, likely in zip(prompts, first, strict=True):
             rollout = found[prompt.id]
-            text = sampling.cut(self.template.parse(rollout.completion).text)
-            yield Reply(text, rollout.finish, len(rollout.completion), len(prompt.tokens), likely, seconds=share)
+            failed = rollout.finish == "error"
+            text = "" if failed else sampling.cut(self.template.parse(rollout.completion).text)
+            note = NOT_FINITE if failed else ""
+            yield Reply(text, rollout.finish, len(rollout.completion), len(prompt.tokens), likely, seconds=share, note=note)
 
     def _first(self, prompt: Prompt, top: int) -> dict[str, float]:
         """Tokens that read the same share a place: the likelier one's."""
@@ -262,11 +268,17 @@ class EngineChat:
         return found
 
     def stream(self, conversation: Conversation, sampling: Sampling, *, seed: int) -> Iterator[str]:
-        """See Chat. What may be half a character or half a stop text is held back until it is known."""
+        """See Chat. What may be half a character or half a stop text is held back until it is known.
+
+        Raises:
+            Failure: the model computed what is no number.
+        """
         prompt = Prompt(conversation.id, self.template.prompt(conversation.messages))
         tokens: list[int] = []
         text = shown = ""
-        for token, _ in self.engine.stream(prompt, sampling, seed=seed):
+        for token, logp in self.engine.stream(prompt, sampling, seed=seed):
+            if not math.isfinite(logp):
+                raise Failure(NOT_FINITE)
             tokens.append(token)
             text = self.template.parse(tokens).text
             sure = sampling.shown(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from xwin.errors import ModelError
 from xwin.models import causal
 from xwin.models.causal import PackedModel
 from xwin.models.tuning import Frozen
-from xwin.models.weights import Weights
+from xwin.models.weights import Weights, require_shapes
 from xwin.run.memory import available
 
 SHARE = 0.8
@@ -56,23 +55,19 @@ class LocalEngine:
         self.version = 0
         self.context = int(getattr(model.network.config.get_text_config(), "max_position_embeddings", 1 << 30))
         self.reading = Reading(model)
-        self.written, self.seconds = 0, 0.0
-        """Tokens sampled, and the time that took, since the engine was built."""
 
     def load(self, weights: Weights) -> None:
         """See Engine.
 
         Raises:
-            ModelError: the weights are of another network.
+            ModelError: the weights are of another network; the engine has its old ones.
         """
         if weights.folder is not None:
             fresh = causal.load(weights.folder, head="language", tuning=Frozen(), dtype="float32").plain()
         else:
             fresh = dict(weights.tensors or {})
         own = self.model.network.state_dict()
-        missing = sorted(own.keys() - fresh.keys())
-        if missing:
-            raise ModelError(f"the new weights lack {missing[0]} and {len(missing) - 1} more", "engine")
+        require_shapes(*({name: t.shape for name, t in each.items()} for each in (fresh, own)))
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(fresh[name])
@@ -98,23 +93,19 @@ class LocalEngine:
         Raises:
             ModelError: a prompt cannot be answered: it leaves no room for an answer, or holds what is no token.
         """
-        rows = min(self.rows, n * len(prompts))
-        decoder = self._decoder(self.context, rows, patience=rows // 4)
+        decoder = self._decoder(self.context, min(self.rows, n * len(prompts)), patience=0.25)
         asked = {f"{i}/{k}": Request(f"{i}/{k}", prompt, sampling, seed, k) for i, prompt in enumerate(prompts) for k in range(n)}
         for request in asked.values():
             decoder.add(request)
         found: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in asked}
-        start, done = time.perf_counter(), 0
         while len(decoder):
             for written in decoder.step():
                 tokens, logp = found[written.request]
                 tokens.append(written.token)
                 logp.append(written.logp)
-                done += 1
                 if written.finish:
                     prompt, k = asked[written.request].prompt, asked[written.request].sample
                     yield Rollout(prompt.id, k, self.version, prompt.tokens, tuple(tokens), tuple(logp), written.finish)
-        self.written, self.seconds = self.written + done, self.seconds + time.perf_counter() - start
 
     def stream(self, prompt: Prompt, sampling: Sampling, *, seed: int) -> Iterator[tuple[int, float]]:
         """See Engine."""
@@ -133,7 +124,7 @@ class LocalEngine:
         logp, token = self.reading.logits(hidden)[0].log_softmax(-1).topk(min(n, self.reading.vocabulary))
         return list(zip(token.tolist(), logp.tolist(), strict=True))
 
-    def _decoder(self, tokens: int, rows: int, patience: int = 1) -> Decoder:
+    def _decoder(self, tokens: int, rows: int, patience: float = 0.0) -> Decoder:
         return Decoder(self.reading, frozenset(self.stop), self.text, Limits(tokens, rows, SHARE * _free(self.reading.device), patience))
 
 

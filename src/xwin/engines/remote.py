@@ -138,6 +138,7 @@ class RemoteChat:
         """See Chat. A question that the endpoint refuses (too long, filtered) has a reply with finish "error".
 
         Raises:
+            UserError: the sampling asks for what no endpoint is sure to do.
             EndpointError: no answer to be had, of this endpoint, key or model, after all retries.
         """
         for conversation in conversations:
@@ -175,6 +176,8 @@ class RemoteChat:
         raise self._error(f"what it answers is no chat completion: {unread[:120]!r}", fix)
 
     def _body(self, conversation: Conversation, sampling: Sampling, seed: int, top: int) -> dict[str, Any]:
+        if sampling.top_k or sampling.min_p:
+            raise UserError("OpenAI's interface knows neither top_k nor min_p", self.spec.endpoint, "use top_p")
         body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": m.role, "content": m.text} for m in conversation.messages],
@@ -183,6 +186,7 @@ class RemoteChat:
             self.spec.limit: sampling.max_tokens,
             "seed": derive(seed, conversation.id) >> 32,  # 31 bits: what every endpoint takes
         }
+        body |= {"stop": list(sampling.stop)} if sampling.stop else {}
         return body | ({"logprobs": True, "top_logprobs": top} if top else {})
 
     def _read(self, answer: Any, seconds: float) -> Reply:

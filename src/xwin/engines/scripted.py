@@ -77,9 +77,7 @@ class ScriptedBatcher:
     rows: int = 4
     """Answers that are written together."""
     waiting: deque[Request] = field(default_factory=deque)
-    live: dict[str, tuple[Request, Iterator[tuple[int, float]]]] = field(default_factory=dict)
-    written: dict[str, int] = field(default_factory=dict)
-    """Tokens of each live answer."""
+    live: dict[str, Iterator[Token]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.live)
@@ -100,14 +98,14 @@ class ScriptedBatcher:
         """See Batcher."""
         while self.waiting and len(self.live) < self.rows:
             request = self.waiting.popleft()
-            self.live[request.id], self.written[request.id] = (request, self.rule(request)), 0
-        return [self._next(*pair) for pair in list(self.live.values())]
+            self.live[request.id] = self._tokens(request)
+        written = [next(answer) for answer in self.live.values()]
+        for token in written:
+            if token.finish:
+                del self.live[token.request]
+        return written
 
-    def _next(self, request: Request, answer: Iterator[tuple[int, float]]) -> Token:
-        token, logp = next(answer)
-        self.written[request.id] += 1
-        full = self.written[request.id] == request.sampling.max_tokens
-        finish = "stop" if token in self.stop else "length" if full else None
-        if finish:
-            del self.live[request.id]
-        return Token(request.id, token, logp, finish)
+    def _tokens(self, request: Request) -> Iterator[Token]:
+        for number, (token, logp) in enumerate(self.rule(request), 1):
+            finish = "stop" if token in self.stop else "length" if number == request.sampling.max_tokens else None
+            yield Token(request.id, token, logp, finish)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xwin.errors import TrainingStopped
+from xwin.errors import ModelError, TrainingStopped
 from xwin.run.storage import storage_errors
 
 
@@ -25,6 +25,24 @@ class Weights:
     folder: Path | None = None
     tensors: Mapping[str, Tensor] | None = None
     """Parameter name of the plain network (adapters merged) -> fp32 tensor."""
+
+
+def require_shapes(given: Mapping[str, Sequence[int]], known: Mapping[str, Sequence[int]]) -> None:
+    """Sees to it, before anything is loaded, that weights are of an engine's network.
+
+    Args:
+        given: parameter name -> shape, of the weights; may hold more.
+        known: the same of the network.
+
+    Raises:
+        ModelError: one is missing, or has another shape.
+    """
+    missing = sorted(known.keys() - given.keys())
+    if missing:
+        raise ModelError(f"the new weights lack {missing[0]} and {len(missing) - 1} more", "engine")
+    other = next((name for name in known if tuple(given[name]) != tuple(known[name])), None)
+    if other is not None:
+        raise ModelError(f"{other} is {list(given[other])} in the new weights, and {list(known[other])} in the engine's network", "engine")
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -18,6 +18,8 @@ class Piece:
 
     text: str
     tokens: tuple[Token, ...]
+    start: int = 0
+    """Characters of the answer before it."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Growing:
             whole = self._tokens_of(sure, text)
         if len(sure) <= self.characters and self.finish is None:
             return Piece("", ())
-        piece = Piece(sure[self.characters :], tuple(self.tokens[self.given : whole]))
+        piece = Piece(sure[self.characters :], tuple(self.tokens[self.given : whole]), self.characters)
         self.characters, self.given = max(self.characters, len(sure)), max(self.given, whole)
         return piece
 

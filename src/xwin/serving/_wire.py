@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from xwin.data.rollout import Finish
@@ -19,11 +20,11 @@ LEAST = -9999.0
 class Refused(Exception):
     """An HTTP status with an error body as OpenAI writes it."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-        self.headers = {} if retry is None else {"Retry-After": str(retry)}
-        """`retry`: seconds after which to come again."""
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
 
     def body(self) -> dict[str, Json]:
         """{"error": {"message", "type", "param", "code"}}; text that no UTF-8 can hold is spelled out."""
@@ -82,7 +83,7 @@ class Envelope:
         if self.kind == "chat":
             rows = [{"token": text, "logprob": p, "bytes": _bytes(text), "top_logprobs": []} for text, p in zip(texts, logps, strict=True)]
             return {"content": rows, "refusal": None}
-        offsets = [sum(map(len, texts[:k])) for k in range(len(texts))]
+        offsets = list(accumulate(map(len, texts), initial=piece.start))[:-1]
         return {"tokens": texts, "token_logprobs": logps, "top_logprobs": None, "text_offset": offsets}
 
 

@@ -29,7 +29,7 @@ from xwin.serving.protocol import Asked, ChatRequest, CompletionRequest
 from xwin.serving.served import Served
 
 Json = Any
-AGAIN = 1
+AGAIN = "1"
 """Seconds after which a client that found no place should come again."""
 COLDEST = 1e-6
 """Temperatures below it are 0: the likeliest token, and no logits that overflow."""
@@ -271,9 +271,9 @@ def _refusal(error: Exception) -> Refused:
             param = ".".join(str(part) for part in first["loc"][1:] if part not in ARMS and "[" not in str(part))
             return Refused(400, f"{param}: {first['msg']}" if param else str(first["msg"]), param=param or None)
         case HTTPException():
-            return Refused(error.status_code, str(error.detail))
+            return Refused(error.status_code, str(error.detail), headers=error.headers)
         case Full():
-            return Refused(429, str(error), code="queue_full", retry=AGAIN)
+            return Refused(429, str(error), code="queue_full", headers={"Retry-After": AGAIN})
         case Gone():
             return Refused(499, "the client went away")
         case DataError() | ModelError():

@@ -169,6 +169,8 @@ class Desk:
         log.warning("a step failed with %d requests: %r", len(self._live), error)
         self._fault()
         suspects = list(self._live.values())
+        for ask in suspects:  # an engine may keep what a batcher of its leaves behind, and fail by it again
+            self._batcher.drop(ask.request.id)
         if len(suspects) == 1:
             self._end(suspects[0], _told(error))
         for ask in suspects:
@@ -184,8 +186,8 @@ class Desk:
 
     def _try_alone(self, ask: _Ask) -> None:
         """One answer, up to a token further than it was; what it raises is its own fault."""
-        self._batcher, ask.replayed = self._engine.batcher(self.tokens), 0
-        told = len(ask.told)
+        self._batcher = self._engine.batcher(self.tokens)
+        ask.replayed, told = 0, len(ask.told)
         self._add(ask)
         try:
             while ask.request.id in self._live and len(ask.told) == told:
@@ -194,6 +196,8 @@ class Desk:
         except FAULTS as error:
             log.warning("the request %s fails alone: %r", ask.request.id, error)
             self._end(ask, _told(error))
+        finally:
+            self._batcher.drop(ask.request.id)
 
     def _drop(self, request: str) -> None:
         waiting = next((ask for ask in self._line if ask.request.id == request), None)

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from xwin.data.rollout import Prompt
-from xwin.engines.base import Request, Sampling, Token
-from xwin.errors import XwinError
+from xwin.engines.base import NOT_FINITE, Request, Sampling, Token
+from xwin.errors import Failure, XwinError
 from xwin.seeds import derive
 from xwin.serving._text import Growing
 from xwin.serving.meters import Meters
@@ -76,6 +76,8 @@ class Job:
                 heard = await self._arrived.get()
                 if isinstance(heard, XwinError):
                     raise heard
+                if heard.finish == "error":
+                    raise Failure(NOT_FINITE)
                 if first:
                     self.meters.first.labels(name).observe(time.monotonic() - begun)
                     first = False
