@@ -149,14 +149,13 @@ def main(what: str, model: Path, folder: Path) -> None:
     found: dict[str, Any] = {}
     said: list[str] = []
     handler = signal.getsignal(signal.SIGTERM)
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; array = time.sleep(1000)"])
+    bystander = subprocess.Popen([sys.executable, "-c", "import sys; array = sys.stdin.read()"], stdin=subprocess.PIPE)
     with Workers(Cluster(2, folder, seconds=600.0), said.append) as workers:
         {"compute": compute, "hang": hang}[what](workers, found, model)
         found["handler"] = signal.getsignal(signal.SIGTERM) == handler
         processes = psutil.Process().children(recursive=True)
     found["bystander"] = bystander.poll()
-    bystander.kill()
-    bystander.wait()
+    bystander.communicate()
     found["left"] = [name for p in processes for name in name_of(p)]
     found["said"] = said
     (folder / "found.json").write_text(json.dumps(found))

@@ -154,7 +154,7 @@ def _networks(folder: Path, head: Head, head_seed: int, heads: int) -> tuple[Pre
         return network, None
     width = network.config.get_text_config().hidden_size
     if head == "score" and rewards:
-        return network, ScalarHead.of(network.get_parameter("score.weight"), read_reward_stats(folder))
+        return network, ScalarHead(network.get_parameter("score.weight"), read_reward_stats(folder))
     return network, ScalarHead.drawn(width, head_seed, heads)
 
 
