@@ -4,9 +4,11 @@ One process and one start of Ray for all of it, which costs seconds; test_ray_wo
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -77,6 +79,11 @@ def threads(world: World) -> tuple[int, str]:
     return torch.get_num_threads(), str(world.device)
 
 
+def networks(world: World) -> int:
+    """How many this worker has in its memory."""
+    return sum(type(thing).__name__.endswith("PackedModel") for thing in gc.get_objects())  # FSDP gives a model a class of its own
+
+
 def raised(what: Any) -> dict[str, Any]:
     """The error of a call, in words."""
     try:
@@ -104,6 +111,7 @@ def compute(workers: Workers, found: dict[str, Any], model: Path) -> None:
     found["after refusing"] = workers.do(total, key, shares=[1.0, 2.0])
     found["too many"] = raised(lambda: room("CPU", 999, 0.0))
     write(workers, found, model)
+    found["networks left"] = workers.do(networks, key)
     found["blunder"] = raised(lambda: workers.do(blunder, key))
     found["killed"] = raised(lambda: workers.do(die, key, shares=[False, True]))
     found["after all"] = workers.do(total, workers.hold(itself), shares=[1.0, 2.0])
@@ -132,6 +140,7 @@ def write(workers: Workers, found: dict[str, Any], model: Path) -> None:
     both.load(learner.weights())
     found["loaded"] = written(both)
     about = learner.about
+    found["networks"] = workers.do(networks, learner.key)
     found["about"] = [str(about.dtype), about.context, about.adapted, about.heads]
 
 
@@ -140,12 +149,13 @@ def main(what: str, model: Path, folder: Path) -> None:
     found: dict[str, Any] = {}
     said: list[str] = []
     handler = signal.getsignal(signal.SIGTERM)
-    began = time.monotonic()
+    bystander = subprocess.Popen([sys.executable, "-c", "import sys; array = sys.stdin.read()"], stdin=subprocess.PIPE)
     with Workers(Cluster(2, folder, seconds=600.0), said.append) as workers:
         {"compute": compute, "hang": hang}[what](workers, found, model)
         found["handler"] = signal.getsignal(signal.SIGTERM) == handler
         processes = psutil.Process().children(recursive=True)
-    found["seconds"] = time.monotonic() - began
+    found["bystander"] = bystander.poll()
+    bystander.communicate()
     found["left"] = [name for p in processes for name in name_of(p)]
     found["said"] = said
     (folder / "found.json").write_text(json.dumps(found))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ import torch
 from tests.distributed.cases import CASES, Case, gradient, rows, share, steps, trained, whole
 from xwin.data.batch import Batch, pack
 from xwin.distributed.deal import deal
+from xwin.distributed.shard import full
 from xwin.distributed.world import World
-from xwin.errors import DataError, WorkerLost, XwinError
+from xwin.errors import DataError, XwinError
 from xwin.learning import checkpoint
-from xwin.learning.learner import Origin
+from xwin.learning.keep import Keep
+from xwin.learning.learner import Learner, Origin
 from xwin.learning.optim import Optim
 from xwin.models.tuning import Frozen, Full, LoRA
 from xwin.objectives.dpo import Dpo
@@ -47,7 +48,6 @@ def speaking(world: World) -> dict[str, Any]:
     """What workers say to each other."""
     both = world.gather({"rank": world.rank})
     total = world.sum(torch.tensor([1.0, 10.0 * world.rank]))
-    world.barrier(limit=60)
     return {"gathered": both, "sum": total.tolist(), "failed": _failed(world)}
 
 
@@ -87,6 +87,28 @@ def resumed(folder: Path, world: World) -> dict[str, Any]:
         path = checkpoint.save(folder / "two" / name, 3, {"policy": learner.state()}, {"steps_done": 3}, world=world)
         found[name] = {"loaded": loaded, "saved": whole(learner), "path": path, "said": said}
     return found
+
+
+def best(folder: Path, world: World) -> dict[str, list[str]]:
+    """Parameters that were put aside come back after steps; which of them differ then, and which had moved."""
+    found = {}
+    for name in ("full", "lora"):
+        case = RESUMED[name]
+        learner = case.learner(folder, world)
+        keep, path, before = Keep({"policy": learner}), folder / "best" / f"{name}.safetensors", _parameters(learner)
+        keep.save_first(path, 0)
+        for batches in steps(rows(case.objective)):
+            learner.step(share(batches, world))
+        moved = _parameters(learner)
+        keep.load_first(path)
+        after = _parameters(learner)
+        found[f"{name} moved"] = [key for key, x in before.items() if not torch.equal(moved[key], x)]
+        found[f"{name} lost"] = [key for key, x in before.items() if not torch.equal(after[key], x)]
+    return found
+
+
+def _parameters(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: full(x).clone() for name, x in learner.state()["parameters"].items()}
 
 
 def broken(folder: Path, world: World) -> dict[str, Any]:
@@ -145,23 +167,10 @@ def main(rank: int, folder: Path, port: str) -> None:
     """One of the two."""
     world = World.join(rank, SIZE, f"127.0.0.1:{port}", backend="gloo", limit=240)
     found: dict[str, Any] = {"speaking": speaking(world), "trained": {name: trained(case, folder, world) for name, case in CASES.items()}}
-    for work in (reading, resumed, broken, published, torn, full_disk):
+    for work in (reading, resumed, best, broken, published, torn, full_disk):
         found[work.__name__] = work(folder, world)
-    if rank == 0:
-        found["late"] = _waited(world)
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
-    while not (folder / "0.pickle").exists():  # the second worker does not come to the barrier, and lives
-        time.sleep(0.05)
     world.leave()
-
-
-def _waited(world: World) -> tuple[str, float]:
-    begun = time.monotonic()
-    try:
-        world.barrier(limit=1)
-    except WorkerLost as error:
-        return str(error), time.monotonic() - begun
-    return "", 0.0
 
 
 if __name__ == "__main__":

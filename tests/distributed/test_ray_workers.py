@@ -112,6 +112,11 @@ def test_weights_that_the_workers_have_can_be_read_here(found: Found) -> None:
     assert found["weights"]
 
 
+def test_workers_let_go_of_what_nobody_here_has_any_more(found: Found) -> None:
+    assert found["networks"] == [2, 2], "an engine and a learner"
+    assert found["networks left"] == [0, 0]
+
+
 def test_a_model_on_workers_says_what_a_stage_asks(found: Found) -> None:
     assert found["about"] == ["torch.float32", 1024, False, 0]
 
@@ -131,3 +136,8 @@ def test_the_handler_of_signals_stays_ours(found: Found) -> None:
 
 def test_no_process_is_left(found: Found) -> None:
     assert found["left"] == []
+
+
+def test_other_processes_of_this_one_are_left_alone(found: Found) -> None:
+    """One whose command line has the letters "ray" in it."""
+    assert found["bystander"] is None, "it runs"

@@ -138,13 +138,6 @@ def test_workers_tell_each_other_what_they_have(pair: Pair) -> None:
         assert said["failed"] == "row 7: is broken"
 
 
-def test_a_worker_that_does_not_come_is_named_in_time(pair: Pair) -> None:
-    what, seconds = pair.found[0]["late"]
-    assert what.startswith("worker 0: not all workers came within 1 seconds: ")
-    assert "Ranks 1 failed" in what, "who is missing"
-    assert seconds < 20
-
-
 def test_meeting_nobody_ends_with_an_explanation() -> None:
     with pytest.raises(WorkerLost, match="worker 1 of 2 did not meet the others within 1 seconds"):
         World.join(1, 2, "127.0.0.1:9", backend="gloo", limit=1)
@@ -195,6 +188,13 @@ def test_a_checkpoint_goes_from_one_process_to_two_and_back(name: str, pair: Pai
     assert_close(found, weights, 1e-3)  # AdamW blows up what rounding does to a gradient near 0
 
 
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_the_best_parameters_come_back_on_every_worker(name: str, pair: Pair) -> None:
+    for found in pair.found:
+        assert found["best"][f"{name} moved"], "there was something to bring back"
+        assert found["best"][f"{name} lost"] == []
+
+
 def test_a_step_that_is_refused_is_refused_by_all_with_the_names_of_all(pair: Pair) -> None:
     first, second = (found["broken"] for found in pair.found)
     assert [str(error) for error in first["refused"]] == [str(error) for error in second["refused"]]
@@ -205,7 +205,7 @@ def test_a_step_that_is_refused_is_refused_by_all_with_the_names_of_all(pair: Pa
     assert isinstance(idle, StepRefused)
     assert sorted(idle.samples) == [f"s{k}" for k in range(8)], "of both workers"
     assert first["moved"] == second["moved"] == []
-    assert first["next"]["loss"].value == first["next"]["loss"].value, "the next good step is taken"
+    assert first["next"]["loss"] == second["next"]["loss"], "the next good step is taken, and its loss is a number"
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from xwin.data.batch import Sample, pack
 from xwin.distributed.world import World
@@ -14,6 +15,7 @@ from xwin.models.adapters import adapters_off, write_adapters
 from xwin.models.bitsandbytes import is_quantized
 from xwin.models.causal import PackedModel, load, save
 from xwin.models.tuning import Frozen, Full, LastLayers, LoRA
+from xwin.recipe._networks import read_shape
 
 LOGP = frozenset({"logp"})
 peft_asks_transformers_by_an_old_name = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -44,6 +46,17 @@ def test_full_trains_everything_and_frozen_nothing(tiny_folder: Path) -> None:
     assert trained(tiny_folder, Frozen(), "value") == []
 
 
+def test_a_network_that_gives_scores_does_not_train_an_output_matrix_that_nobody_reads(tiny_folder: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_folder)
+    config.tie_word_embeddings = False
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    words, shape = "network.lm_head.weight", read_shape(config.to_dict())
+    for head, reads in (("language", True), ("value", False), ("score", False)):
+        model = load(tmp_path, head=head, tuning=Full(), dtype="float32")  # type: ignore[arg-type]
+        assert (words in [name for name, p in model.named_parameters() if p.requires_grad]) is reads
+        assert shape.trained(Full(), scalar=not reads) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def test_lora_trains_two_matrices_beside_each_linear_layer_of_the_body(tiny_folder: Path) -> None:
     names = trained(tiny_folder, LoRA())
     assert len(names) == 2 * 2 * len(LINEAR)
@@ -56,7 +69,8 @@ def test_the_last_layers_are_the_last(tiny_folder: Path) -> None:
     assert {n.split(".")[3] for n in one if "layers" in n} == {"1"}
     assert len(one) == 9 + 1
     assert head == ["head.weight"]
-    assert len(trained(tiny_folder, LastLayers(layers=9), "value")) == 2 * 9 + 1
+    for more in (2, 3, 9):
+        assert len(trained(tiny_folder, LastLayers(layers=more), "value")) == 2 * 9 + 1, "there are two"
 
 
 def test_an_unknown_layer_name_is_refused_with_the_known_ones(tiny_folder: Path) -> None:
@@ -97,8 +111,6 @@ def test_merging_adds_alpha_over_rank_times_the_product(tiny_folder: Path) -> No
 
 def test_tied_embeddings_stay_tied(tiny_folder: Path, tmp_path: Path) -> None:
     """One parameter, one gradient from both uses, one tensor in the file; adapters leave it alone."""
-    from transformers import AutoModelForCausalLM
-
     (batch,) = pack(ROWS, tokens=64)
     for tuning in (Full(), LoRA(), LastLayers()):
         model = load(tiny_folder, head="language", tuning=tuning, dtype="bfloat16")
@@ -137,7 +149,6 @@ def test_with_its_adapters_off_a_policy_is_what_it_started_from(tiny_folder: Pat
 def test_adapters_are_a_folder_that_peft_loads_over_the_start(tiny_folder: Path, tmp_path: Path) -> None:
     """peft's model over the plain start says what the trained one said, and merging it gives the weights that were published."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     model = stirred(load(tiny_folder, head="language", tuning=LoRA(rank=4, alpha=12, targets=("q_proj", "down_proj")), dtype="float32"))
     save(model, tiny_folder, tmp_path / "out")

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from xwin.data.batch import Batch, Sample, pack
-from xwin.objectives._preference import Pairs, per_answer_token
+from xwin.objectives._preference import Pairs
+from xwin.objectives._weighting import per_answer_token
 from xwin.objectives.base import Objective
 from xwin.objectives.bradley_terry import bradley_terry
 from xwin.objectives.dpo import Dpo, dpo

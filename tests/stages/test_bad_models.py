@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import GptOssConfig, GptOssForCausalLM, Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
+from xwin.data.batch import Sample, pack
 from xwin.errors import ModelError, UserError
 from xwin.models.causal import load
 from xwin.models.tuning import Frozen
@@ -92,10 +93,11 @@ IN_ITS_STAGE: list[tuple[Break, dict[str, Any], str]] = [
     (broken, {}, "the weight model.layers.1.mlp.up_proj.weight holds numbers that are not finite"),
     (lambda _: None, {"tokens_per_batch": 32}, "tokens, but a batch holds 32"),
     (lambda _: None, {"tune": {"kind": "lora", "targets": ["c_attn"]}}, "tune.targets: no linear layer is named c_attn"),
+    (lambda _: None, {"tune": {"kind": "last", "layers": 0}}, "tune.layers: nothing of the model would be trained"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "settings", "what"), IN_ITS_STAGE, ids=["nan", "budget", "targets"])
+@pytest.mark.parametrize(("spoil", "settings", "what"), IN_ITS_STAGE, ids=["nan", "budget", "targets", "nothing"])
 def test_what_shows_when_weights_and_rows_are_read_is_said_before_a_step(
     spoil: Break, settings: dict[str, Any], what: str, tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -131,3 +133,13 @@ def test_a_model_that_carries_something_from_token_to_token_beside_attention_is_
     with pytest.raises(ModelError, match=what) as caught:
         load(tmp_path / "model", head="language", tuning=Frozen(), dtype="float32")
     assert "the samples of a pack would mix" in caught.value.what
+
+
+def test_an_attention_that_is_more_than_a_softmax_over_keys_is_refused(tmp_path: Path) -> None:
+    """GPT-OSS has a learned sink in each head; without it every log-probability would be another."""
+    sizes = {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    GptOssForCausalLM(GptOssConfig(**SHAPE, **sizes, num_local_experts=2, num_experts_per_tok=1)).save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model", head="language", tuning=Frozen(), dtype="float32")
+    (batch,) = pack([Sample("a", (5, 6, 7), (False, True, True))], tokens=8)
+    with pytest.raises(ModelError, match="the attention of GptOssAttention has s_aux, which packed training does not compute"):
+        model(batch, frozenset({"logp"}))

@@ -236,6 +236,8 @@ MISTAKES = [
     ({"credit": "group", "objective": {"kind": "grpo", "kl": {"coef": 0.1}}, "kl": {"coef": 0.1}}, "KL would be paid twice"),
     ({"credit": "round", "objective": "grpo", "n": 1, "refill": {}}, "every group would be dropped"),
     ({"credit": "group", "objective": "cispo", "sampling": {"top_p": 0.9}}, "the ratio is biased"),
+    ({"credit": "group", "objective": "grpo", "sampling": {"stop": ["."]}}, "an answer that a stop text ends has no end token"),
+    ({"credit": "group", "objective": "grpo", "minibatches": 5}, "a pass over 4 prompts has no more optimizer steps than prompts"),
     ({"credit": "group", "objective": "sft"}, "sft does not read the advantage"),
     ({"credit": "group", "objective": "value"}, "value needs the column returns, value, and group does not make it"),
 ]

@@ -161,8 +161,12 @@ def _handlers_kept() -> Iterator[None]:
 
 
 def _is_of_ray(process: psutil.Process) -> bool:
+    """A program of its package, or a worker, which calls itself "ray::...": those letters alone may be in a path of anybody."""
+    import ray
+
+    package = str(Path(ray.__file__).parent)
     try:
-        return "ray" in " ".join(process.cmdline()[:3])
+        return any(word.startswith("ray::") or package in word for word in process.cmdline()[:3])
     except psutil.Error:
         return False
 

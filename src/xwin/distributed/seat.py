@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from xwin.distributed.world import World
 from xwin.errors import XwinError
+from xwin.run import memory
 from xwin.run.manifest import versions
 
 
@@ -96,9 +97,11 @@ class Seat:
         """Calls `what` with the objects of these keys and its own share of the work."""
         return self._try(lambda: what(*[self._held[key] for key in keys], *shares))
 
-    def drop(self) -> None:
-        """Lets go of every object."""
-        self._held.clear()
+    def drop(self, keys: Sequence[int] | None = None) -> None:
+        """Lets go of the objects of these keys, None = of every one, and gives their memory back."""
+        for key in list(self._held) if keys is None else keys:
+            self._held.pop(key, None)
+        memory.release()
 
     def where(self) -> str:
         """The line that the work is at.  Example: "distributed_c10d.py:2808 all_reduce". Asked while the work hangs, so it runs beside it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,13 @@ WATCH = "watch"
 """Calls of this group are answered while a worker is at work."""
 
 
+@dataclass(frozen=True, eq=False)
+class Key:
+    """Names an object that every worker holds. Once nobody here has the key any more, the workers let go of the object."""
+
+    number: int
+
+
 @dataclass
 class Workers:
     """A group that is started when it is first needed. Use it in `with`: it leaves no process behind.
@@ -45,6 +53,8 @@ class Workers:
     _heard: Heard = field(default_factory=lambda: Heard(()))
     _placed: Any = None
     _keys: int = 0
+    _unasked: list[int] = field(default_factory=list)
+    """Keys that nobody has any more, of objects that are still held."""
     _connected: bool = False
 
     def __enter__(self) -> Workers:
@@ -58,14 +68,14 @@ class Workers:
         """How many."""
         return self.cluster.size
 
-    def hold(self, make: Callable[[Any], Any]) -> int:
+    def hold(self, make: Callable[[Any], Any]) -> Key:
         """Makes an object on every worker, given its World.
 
         Args:
             make: can be pickled.
 
         Returns:
-            The key under which each worker holds its own.
+            The key of what each worker holds.
 
         Raises:
             UserError: the group cannot be started: too few machines, different versions, a folder that is not shared.
@@ -78,11 +88,14 @@ class Workers:
             except XwinError:
                 self.stop()
                 raise
+        self._let_go()
         self._keys += 1
-        self._gather([seat.hold.remote(self._keys, make) for seat in self._seats])
-        return self._keys
+        key = Key(self._keys)
+        weakref.finalize(key, self._unasked.append, key.number)
+        self._gather([seat.hold.remote(key.number, make) for seat in self._seats])
+        return key
 
-    def do(self, what: Callable[..., Any], *keys: int, shares: Sequence[Any] | None = None) -> list[Any]:
+    def do(self, what: Callable[..., Any], *keys: Key, shares: Sequence[Any] | None = None) -> list[Any]:
         """Calls `what(*objects, share)` on all workers at once.
 
         Args:
@@ -97,13 +110,22 @@ class Workers:
             WorkerLost: a worker died or hangs; the others were ended too.
             XwinError: what `what` raises, of the first worker that raised it.
         """
+        self._let_go()
         own = [()] * self.size if shares is None else [(share,) for share in shares]
-        return self._gather([seat.do.remote(what, keys, share) for seat, share in zip(self._seats, own, strict=True)])
+        numbers = [key.number for key in keys]
+        return self._gather([seat.do.remote(what, numbers, share) for seat, share in zip(self._seats, own, strict=True)])
 
     def drop(self) -> None:
         """Every worker lets go of all it holds."""
         if self._seats:
             self._gather([seat.drop.remote() for seat in self._seats])
+
+    def _let_go(self) -> None:
+        """Tells the workers what nobody asks for any more: a model that is done with makes room for the next."""
+        gone = self._unasked.copy()
+        del self._unasked[: len(gone)]
+        if gone and self._seats:
+            self._gather([seat.drop.remote(gone) for seat in self._seats])
 
     def stop(self) -> None:
         """Ends all workers. The next `hold` starts others."""
@@ -264,7 +286,7 @@ class Elsewhere(Mapping[str, Any]):
     """
 
     workers: Workers
-    key: int
+    key: Key
     what: Callable[[Any], Mapping[str, Any] | None]
 
     @cached_property

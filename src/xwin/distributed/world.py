@@ -91,23 +91,6 @@ class World:
         dist.all_gather_object(found, one, group=self.host.get_group())
         return found
 
-    def barrier(self, limit: float) -> None:
-        """Waits until all workers are here.
-
-        Args:
-            limit: seconds.
-
-        Raises:
-            WorkerLost: names those that did not come; on every worker that did.
-        """
-        if self.host is None:
-            return
-        try:
-            dist.monitored_barrier(self.host.get_group(), timedelta(seconds=limit), wait_all_ranks=True)
-        except RuntimeError as error:
-            what = f"not all workers came within {limit:.0f} seconds: {str(error).strip().splitlines()[-1]}"
-            raise WorkerLost(what, f"worker {self.rank}", "look at what the missing ones last said") from error
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """Around work without a word to the others: what fails on one worker is raised on all of them, so that none waits for it."""

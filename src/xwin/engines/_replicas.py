@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xwin.data.rollout import Prompt, Rollout
-from xwin.distributed.workers import Elsewhere, Workers
+from xwin.distributed.workers import Elsewhere, Key, Workers
 from xwin.engines.base import Engine, EngineKind, Sampling
 from xwin.models.weights import Weights
 
@@ -33,7 +33,7 @@ class Replicas:
     """
 
     workers: Workers
-    key: int
+    key: Key
 
     @classmethod
     def build(cls, workers: Workers, kind: EngineKind, model: Path, stop: Sequence[int], dtype: str) -> Replicas:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xwin.data.batch import Batch, Outputs
 from xwin.distributed.deal import deal
-from xwin.distributed.workers import Elsewhere, Workers
+from xwin.distributed.workers import Elsewhere, Key, Workers
 from xwin.learning.about import About
 from xwin.learning.blueprint import Blueprint
 from xwin.learning.keep import Keep, Keeper
@@ -34,7 +34,7 @@ class SharedLearner:
     """
 
     workers: Workers
-    key: int
+    key: Key
     about: About
     steps_done: int = 0
 
@@ -125,7 +125,7 @@ def keeper(learners: Mapping[str, AnyLearner]) -> Keeper:
     return SharedKeep(away) if away else Keep(here)
 
 
-def _read(workers: Workers, key: int, batches: Sequence[Batch], what: Any) -> list[Outputs]:
+def _read(workers: Workers, key: Key, batches: Sequence[Batch], what: Any) -> list[Outputs]:
     dealt = deal(batches, workers.size)
     return dealt.collect(workers.do(what, key, shares=dealt.shares))
 

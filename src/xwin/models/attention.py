@@ -16,8 +16,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from xwin.data.batch import Batch
+from xwin.errors import ModelError
 
 NAME = "xwin"
+
+BEYOND = ("s_aux", "sinks", "softcap", "position_bias", "indices", "block_indices")
+"""What some layers of transformers ask of an attention function beside a scale and a window: to leave it out would compute something else."""
 
 
 class Plan(Protocol):
@@ -43,7 +47,15 @@ class Plan(Protocol):
 def _attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, plan: Plan, **options: Any
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer."""
+    """What transformers calls in every layer.
+
+    Raises:
+        ModelError: the layer asks for something that is not softmax(q k) v.
+    """
+    unknown = next((name for name in BEYOND if options.get(name) is not None), None)
+    if unknown is not None:
+        what = f"the attention of {type(module).__name__} has {unknown}, which packed training does not compute"
+        raise ModelError(what, fix="use a model of plain attention, such as a llama, mistral or qwen2")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     out = plan.attend(layer, query.to(value.dtype), key.to(value.dtype), value, scale=scale, window=options.get("sliding_window"))

@@ -134,6 +134,7 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
     slim(network, DTYPES[dtype])
     if scalar is not None:
         scalar.requires_grad_(not isinstance(tuning, Frozen))
+        _leave_words(network)
     return PackedModel(network, scalar, DTYPES[dtype])
 
 
@@ -153,8 +154,15 @@ def _networks(folder: Path, head: Head, head_seed: int, heads: int) -> tuple[Pre
         return network, None
     width = network.config.get_text_config().hidden_size
     if head == "score" and rewards:
-        return network, ScalarHead.of(network.get_parameter("score.weight"), read_reward_stats(folder))
+        return network, ScalarHead(network.get_parameter("score.weight"), read_reward_stats(folder))
     return network, ScalarHead.drawn(width, head_seed, heads)
+
+
+def _leave_words(network: PreTrainedModel) -> None:
+    """Freezes an output matrix of a network that gives scores: nobody reads it, and it would have moments without ever having a gradient."""
+    words = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    if words is not None and words.weight is not network.get_input_embeddings().weight:
+        words.requires_grad_(requires_grad=False)
 
 
 def _require_plain(network: PreTrainedModel, folder: Path) -> None:

@@ -68,14 +68,9 @@ class ScalarHead(nn.Module):
 
     @classmethod
     def drawn(cls, width: int, seed: int, heads: int = 1) -> ScalarHead:
-        """New heads, normal with standard deviation 1 / sqrt(d + 1), scaled so that first scores are small (arXiv:2009.01325, section 3)."""
+        """New heads, normal with standard deviation 1 / sqrt(d + 1), scaled so that first scores are small (arXiv:2009.01325, appendix B.1)."""
         weight = torch.randn(heads, width, generator=torch.Generator().manual_seed(seed)) / (width + 1) ** 0.5
         return cls(weight * 0.1, RewardStats())
-
-    @classmethod
-    def of(cls, weight: Tensor, stats: RewardStats) -> ScalarHead:
-        """The head of a trained reward model."""
-        return cls(weight, stats)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[N, d] -> [N], or [N, K] where there are several heads."""

@@ -85,7 +85,7 @@ class LastLayers(Spec):
     kind: Literal["last"] = "last"
 
     layers: Annotated[int, Ge(0)] = 2
-    """How many, counted from the end. 0 trains the head alone."""
+    """How many, counted from the end; more than there are is all of them. 0 trains the scalar head alone."""
 
     def apply(self, network: PreTrainedModel) -> None:
         """Freezes the network but for its last layers.
@@ -95,7 +95,7 @@ class LastLayers(Spec):
         """
         network.requires_grad_(requires_grad=False)
         stack = layers(network)
-        for layer in list(stack)[len(stack) - self.layers :]:
+        for layer in list(stack)[max(len(stack) - self.layers, 0) :]:
             layer.requires_grad_()
 
 

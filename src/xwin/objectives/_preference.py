@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from xwin.data.batch import Batch
-from xwin.objectives._weighting import trained_tokens
 from xwin.objectives.base import Objective, mean
 from xwin.ops import kl_k3
 from xwin.run.events import Measure
@@ -57,19 +56,13 @@ class Pairs:
             chosen: [P] implicit reward of the better answer, reward units.
             rejected: [P] of the other.
         """
-        everywhere = torch.ones_like(chosen, dtype=torch.bool)
         better, worse = self.split(self.batch.per_sequence(logp))
         return {
-            "accuracy": mean(chosen > rejected, everywhere),
-            "score_margin": mean(chosen - rejected, everywhere),
-            "chosen_logp": mean(better, everywhere),
-            "rejected_logp": mean(worse, everywhere),
+            "accuracy": mean(chosen > rejected),
+            "score_margin": mean(chosen - rejected),
+            "chosen_logp": mean(better),
+            "rejected_logp": mean(worse),
         }
-
-
-def per_answer_token(batch: Batch, x: Tensor) -> Tensor:
-    """[T] -> [S]: mean over the trained tokens of each segment; 0 where nothing is trained."""
-    return batch.per_sequence(x) / trained_tokens(batch).clamp(min=1)
 
 
 def distance(batch: Batch, logp: Tensor, ref_logp: Tensor) -> dict[str, Measure]:

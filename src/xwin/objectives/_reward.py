@@ -32,12 +32,12 @@ def each_head(score: Tensor) -> Tensor:
     return score if score.ndim == 2 else score[:, None]
 
 
-def disagreement(values: Tensor, where: Tensor) -> dict[str, Measure]:
+def disagreement(values: Tensor, where: Tensor | None = None) -> dict[str, Measure]:
     """The standard deviation over heads (population form), in the mean over units; nothing where one head is alone.
 
     Args:
         values: [U, K] reward units.
-        where: [U] bool, the units that count.
+        where: [U] bool, the units that count; None = all.
     """
     if values.shape[1] == 1:
         return {}

@@ -57,3 +57,14 @@ TokenWeighting: TypeAlias = Annotated[TokenMean | SequenceMean | FixedLength, Fi
 def trained_tokens(batch: Batch) -> Tensor:
     """[S] trained tokens of each segment, fp32; 0 for one that is only somebody's parent."""
     return batch.per_sequence(batch.mask.float())
+
+
+def per_answer_token(batch: Batch, x: Tensor) -> Tensor:
+    """[T] -> [S]: mean over the trained tokens of each segment; 0 where nothing is trained."""
+    return batch.per_sequence(x) / trained_tokens(batch).clamp(min=1)
+
+
+def answer_mean(batch: Batch) -> Weighting:
+    """Every answer weighs the same. [S]"""
+    trained = trained_tokens(batch) > 0
+    return Weighting(trained.float(), trained.sum())

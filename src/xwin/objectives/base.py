@@ -63,7 +63,8 @@ def pair_mean(batch: Batch) -> Weighting:
     return Weighting(torch.ones(pairs, device=batch.tokens.device), torch.tensor(pairs, device=batch.tokens.device))
 
 
-def mean(values: Tensor, where: Tensor) -> Mean:
-    """The sum and count of `values` where `where` is True; any shape."""
-    picked = values.detach().double().masked_select(where)
+def mean(values: Tensor, where: Tensor | None = None) -> Mean:
+    """The sum and count of `values` where `where` is True, None = everywhere; any shape."""
+    picked = values.detach().double()
+    picked = picked if where is None else picked.masked_select(where)
     return Mean(float(picked.sum()), float(picked.numel()))

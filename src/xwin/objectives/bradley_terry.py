@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from xwin.data.batch import Batch, Outputs
+from xwin.objectives._preference import Pairs
 from xwin.objectives._reward import RewardObjective, disagreement, each_head, longer
 from xwin.objectives._weighting import trained_tokens
 from xwin.objectives.base import Loss, Weighting, mean, pair_mean
@@ -62,16 +62,15 @@ class BradleyTerry(RewardObjective):
         return pair_mean(batch)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        pairs = torch.tensor(batch.pairs(), dtype=torch.long, device=batch.tokens.device).reshape(-1, 2)
-        chosen, rejected = each_head(out.get("score"))[pairs].unbind(1)  # [P, K] each
-        margin = self.margin_scale * batch.column("margin")[pairs[:, 0]]
+        pairs = Pairs.of(batch)
+        chosen, rejected = pairs.split(each_head(out.get("score")))  # [P, K] each
+        margin = self.margin_scale * batch.column("margin")[pairs.chosen]
         values = bradley_terry(chosen, rejected, margin[:, None], centre=self.centre, flipped=self.flipped).mean(1)
-        gap, lengths = (chosen - rejected).mean(1), trained_tokens(batch)[pairs]
-        everywhere = torch.ones_like(gap, dtype=torch.bool)
+        gap = (chosen - rejected).mean(1)
         stats = {
-            "accuracy": mean(gap > 0, everywhere),
-            "longer_wins": mean(longer(lengths[:, 0], lengths[:, 1]), everywhere),
-            "score_margin": mean(gap, everywhere),
-            **disagreement(chosen - rejected, everywhere),
+            "accuracy": mean(gap > 0),
+            "longer_wins": mean(longer(*pairs.split(trained_tokens(batch)))),
+            "score_margin": mean(gap),
+            **disagreement(chosen - rejected),
         }
         return Loss(values, stats)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from xwin.data.batch import Batch, Outputs
-from xwin.objectives._preference import Pairs, PreferenceObjective, distance, per_answer_token
+from xwin.objectives._preference import Pairs, PreferenceObjective, distance
+from xwin.objectives._weighting import per_answer_token
 from xwin.objectives.base import Loss, Weighting, mean, pair_mean
 
 Smoothing = Literal["conservative", "robust"]
@@ -85,5 +85,5 @@ class Dpo(PreferenceObjective):
         if self.nll:
             nll, _ = pairs.split(-per_answer_token(batch, logp))
             values = values + self.nll * nll
-            stats["nll"] = mean(nll, torch.ones_like(nll, dtype=torch.bool))
+            stats["nll"] = mean(nll)
         return Loss(values, stats)

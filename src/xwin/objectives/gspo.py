@@ -17,18 +17,14 @@ from torch import Tensor
 
 from xwin.data.batch import Batch, Outputs
 from xwin.objectives._clip import Clip, drift, is_clipped, ratio_of
-from xwin.objectives._weighting import trained_tokens
+from xwin.objectives._weighting import answer_mean, per_answer_token, trained_tokens
 from xwin.objectives.base import Loss, Objective, Weighting, mean
 from xwin.objectives.ppo import surrogate
 
 
 def sequence_ratio(log_ratio: Tensor, batch: Batch) -> Tensor:
     """[S] exp of the mean of log_ratio [T] over each answer's trained tokens; 1 for a segment without any."""
-    return ratio_of(_sequence_mean(log_ratio, batch))
-
-
-def _sequence_mean(values: Tensor, batch: Batch) -> Tensor:
-    return batch.per_sequence(values) / trained_tokens(batch).clamp(min=1)
+    return ratio_of(per_answer_token(batch, log_ratio))
 
 
 class Gspo(Objective):
@@ -41,14 +37,12 @@ class Gspo(Objective):
     reads: ClassVar[frozenset[str]] = frozenset({"logp", "entropy"})
 
     def weigh(self, batch: Batch) -> Weighting:
-        """weight = 1 per answer, count = answers. [S]"""
-        trained = trained_tokens(batch) > 0
-        return Weighting(trained.float(), trained.sum())
+        return answer_mean(batch)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         logp, old_logp = out.get("logp"), batch.column("old_logp")
         ratio = sequence_ratio(logp - old_logp, batch)
-        advantage = _sequence_mean(batch.column("advantage"), batch)
+        advantage = per_answer_token(batch, batch.column("advantage"))
         values = surrogate(ratio, advantage, clip=self.clip, dual_clip=None)
         clipped = mean(is_clipped(ratio.detach(), advantage, self.clip), trained_tokens(batch) > 0)
         return Loss(values, {"clipped": clipped, **drift(logp.detach(), old_logp, out.get("entropy"), batch.mask)})

@@ -12,7 +12,8 @@ from annotated_types import Gt
 from torch import Tensor
 
 from xwin.data.batch import Batch, Outputs
-from xwin.objectives._preference import Pairs, PreferenceObjective, distance, per_answer_token
+from xwin.objectives._preference import Pairs, PreferenceObjective, distance
+from xwin.objectives._weighting import per_answer_token
 from xwin.objectives.base import Loss, Weighting, pair_mean
 
 

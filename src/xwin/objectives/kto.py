@@ -7,6 +7,7 @@ does not depend on how the step is cut. The stage `preference` fills it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from xwin.data.batch import Batch, Outputs
 from xwin.objectives._preference import PreferenceObjective, distance
-from xwin.objectives._weighting import trained_tokens
+from xwin.objectives._weighting import answer_mean, trained_tokens
 from xwin.objectives.base import Loss, Weighting, mean
 from xwin.run.events import Mean, Measure
 
@@ -66,23 +67,20 @@ class Kto(PreferenceObjective):
         return self.desirable / 2 if self.desirable == self.undesirable else None
 
     def weigh(self, batch: Batch) -> Weighting:
-        trained = trained_tokens(batch) > 0
-        return Weighting(trained.float(), trained.sum())
+        return answer_mean(batch)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         logp, ref_logp, zero = out.get("logp"), batch.column("ref_logp"), batch.column("reference_point")
         log_ratio, good = batch.per_sequence(logp - ref_logp), batch.column("label") > 0.5
         values = kto(log_ratio, zero, good, beta=self.beta, weights=(self.desirable, self.undesirable))
-        stats = self._stats(batch, self.beta * log_ratio, batch.per_sequence(logp), good)
-        trained = self.weigh(batch).weight > 0
-        gained = log_ratio > zero
+        trained, gained = trained_tokens(batch) > 0, log_ratio > zero
+        stats = self._stats(self.beta * log_ratio, batch.per_sequence(logp), {"chosen": trained & good, "rejected": trained & ~good})
         stats |= {"accuracy": mean(gained == good, trained), "kl": mean(zero, trained), **distance(batch, logp, ref_logp)}
         return Loss(values, stats)
 
-    def _stats(self, batch: Batch, reward: Tensor, logp: Tensor, good: Tensor) -> dict[str, Measure]:
+    @staticmethod
+    def _stats(reward: Tensor, logp: Tensor, sides: Mapping[str, Tensor]) -> dict[str, Measure]:
         """Rewards and log-probs of good answers (chosen) and of bad ones (rejected); left out where the batch has none."""
-        trained = self.weigh(batch).weight > 0
-        sides = {"chosen": trained & good, "rejected": trained & ~good}
         found: dict[str, Mean] = {}
         for side, where in sides.items():
             found |= {f"{side}_score": mean(reward, where), f"{side}_logp": mean(logp, where)}

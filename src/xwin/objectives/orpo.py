@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from xwin.data.batch import Batch, Outputs
-from xwin.objectives._preference import Pairs, PreferenceObjective, per_answer_token
+from xwin.objectives._preference import Pairs, PreferenceObjective
+from xwin.objectives._weighting import per_answer_token
 from xwin.objectives.base import Loss, Weighting, mean, pair_mean
 
 SUREST = -1e-6
@@ -66,5 +67,5 @@ class Orpo(PreferenceObjective):
         logp, pairs = out.get("logp"), Pairs.of(batch)
         chosen, rejected = pairs.split(per_answer_token(batch, logp))
         stats = pairs.stats(logp, self.weight * log_odds(chosen), self.weight * log_odds(rejected))
-        stats["nll"] = mean(-chosen, torch.ones_like(chosen, dtype=torch.bool))
+        stats["nll"] = mean(-chosen)
         return Loss(orpo(chosen, rejected, weight=self.weight), stats)

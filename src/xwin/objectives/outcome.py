@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from xwin.data.batch import Batch, Outputs
 from xwin.objectives._reward import RewardObjective, disagreement, each_head
-from xwin.objectives._weighting import trained_tokens
+from xwin.objectives._weighting import answer_mean, trained_tokens
 from xwin.objectives.base import Loss, Weighting, mean
 
 
@@ -36,8 +36,7 @@ class Outcome(RewardObjective):
     needs: ClassVar[frozenset[str]] = frozenset({"label"})
 
     def weigh(self, batch: Batch) -> Weighting:
-        trained = trained_tokens(batch) > 0
-        return Weighting(trained.float(), trained.sum())
+        return answer_mean(batch)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         score, right = each_head(out.get("score")), batch.column("label")

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from xwin.data.batch import Batch, Outputs
-from xwin.objectives._preference import Pairs, PreferenceObjective, per_answer_token
+from xwin.objectives._preference import Pairs, PreferenceObjective
+from xwin.objectives._weighting import per_answer_token
 from xwin.objectives.base import Loss, Weighting, pair_mean
 
 

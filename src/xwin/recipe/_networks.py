@@ -86,7 +86,8 @@ class NetworkShape:
             return 0
         head = self.llama.hidden if scalar else 0
         if tune.kind == "full":
-            return self.parameters + head
+            unread = self.embedding if scalar and self.writes and not self.tied else 0
+            return self.parameters + head - unread
         return (self.adapters(tune) if tune.kind == "lora" else self._last(tune) * self.layer) + head
 
     def adapters(self, tune: LoRA) -> int:

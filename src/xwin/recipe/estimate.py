@@ -4,11 +4,12 @@ Memory of one device, bytes; P parameters, P' of them trained, M in matrices of 
 
     weights       4 P  in float32; where the compute type is bfloat16 also 2 M: the copies that a step multiplies with, or, of frozen matrices,
                   the rounded ones beside the float32 masters that the merge at publication needs. A network that only reads: 4 (P - M) + 2 M,
-                  and 2 M + 2 V d more where an engine on a CPU packs them for products with few rows
+                  and 2 M + 2 V d more where an engine on a CPU packs them for products with few rows. Frozen in 4 bits: NF4 x M instead of 4 M
     gradients     4 P'
-    optimizer     8 P'  two moments of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)
+    optimizer     8 P'  two moments of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); 2 P' where they are kept in 8 bits
     activations   T x layers x bytes a token and layer, see `token_bytes`. The method is that of Korthikanti et al. 2022, arXiv:2205.05198,
-                  section 4.1: add up what each operation keeps for its backward pass. The terms are those of our layers
+                  section 4.1: add up what each operation keeps for its backward pass. The terms are those of our layers. Where layers are
+                  computed again (`recompute`): T x layers x 4 d, and one layer's own
     logits        of CHUNK at a time, see `_logits`
     cache         rows x tokens x layers x 2 x key width x bytes: what engines/_cache.py allocates; of vLLM what it is told to set aside
 
@@ -52,6 +53,9 @@ BACKWARD = 2.0
 
 FRAGMENTS = 1.08
 """What activations take of an allocator for each byte they hold; measured with glibc, where steps are of unequal size."""
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits, with a scale of 8 bits for 64 weights and one of 32 for 256 of those (arXiv:2305.14314, section 3)."""
 
 GATHERED = 3
 """Layers that are whole at once under FSDP2: the one that computes, the next one, and the one whose gradients are being summed."""
@@ -156,7 +160,7 @@ def memory(held: Sequence[Held], load: Load, machine: Machine) -> Memory:
     return Memory(
         weights=sum(_weights(network, machine) for network in held),
         gradients=4.0 * trained / n,
-        optimizer=8.0 * trained / n,
+        optimizer=sum(network.use.moments * network.trained for network in held) / n,
         activations=max((_activations(network, load, machine) for network in held), default=0.0),
         logits=max((_logits(network, load) for network in held), default=0.0),
         cache=sum(cache(network.shape, load, network.dtype, n) for network in held if network.use.role == "engine"),
@@ -172,6 +176,8 @@ def _weights(network: Held, machine: Machine) -> float:
         packed = network.use.role == "engine" and network.rounds and not machine.gpu
         return (held + (2.0 * (shape.matrices + shape.embedding) if packed else 0.0)) / n
     own = network.trained if network.use.tune.kind == "lora" else 0
+    if network.use.tune.kind == "lora" and network.use.tune.quantize:
+        return 4.0 * (shape.parameters - shape.matrices + own) + NF4 * shape.matrices + (2.0 * own if network.rounds else 0.0)
     masters = 4.0 * (shape.parameters + own) / n
     copies = 2.0 * (shape.matrices + own) if network.rounds else 0.0
     if not machine.sharded:
@@ -208,9 +214,11 @@ def token_bytes(network: Held, load: Load, *, gpu: bool) -> float:
 
 def _activations(network: Held, load: Load, machine: Machine) -> float:
     """Kept by all layers that the backward pass goes through, and what it needs for one of them; of a network that only reads, one layer."""
-    layers = network.shape.reached(network.use.tune) if network.use.trained else 0
-    ends = 16.0 * network.shape.llama.hidden if network.use.trained else 4.0 * network.shape.llama.hidden
-    return load.batch * (FRAGMENTS * (layers + BACKWARD) * token_bytes(network, load, gpu=machine.gpu) + ends)
+    layers, hidden = network.shape.reached(network.use.tune) if network.use.trained else 0, network.shape.llama.hidden
+    each = token_bytes(network, load, gpu=machine.gpu)
+    kept = layers * 4.0 * hidden + each if network.use.again else layers * each
+    ends = 16.0 * hidden if network.use.trained else 4.0 * hidden
+    return load.batch * (FRAGMENTS * (kept + BACKWARD * each) + ends)
 
 
 def _logits(network: Held, load: Load) -> float:
@@ -257,7 +265,7 @@ def time(held: Sequence[Held], load: Load, machine: Machine) -> float:
         reach = shape.reached(use.tune) / max(shape.llama.layers, 1)
         back = 2.0 if use.tune is not None and use.tune.kind != "lora" else 1.0  # LoRA needs no gradient of the matrices, only of their inputs
         rate = (machine.bf16 if network.rounds else machine.fp32) * machine.share * n
-        passes = use.read + use.trained * (1 + back * reach)
+        passes = use.read + use.trained * (1 + (back + use.again) * reach)
         slopes = use.trained * (3 if network.trains_head else 1)  # products of the compute type: logits again and two gradients, or one
         total += (passes * body + slopes * head) / rate + (use.read + use.trained) * head / (machine.fp32 * machine.share * n)
         total += load.steps * 28.0 * network.trained / (n * machine.bandwidth)  # AdamW reads 16 bytes of a parameter and writes 12

@@ -49,6 +49,12 @@ def room(engine: EngineKind) -> tuple[int, float]:
             return 0, 0.0
 
 
+def unended(sampling: Sampling) -> list[tuple[str, str, str]]:
+    """As `Stage.check` gives mistakes, of a stage that learns from the tokens that were drawn."""
+    what = "an answer that a stop text ends has no end token, so the policy would never learn to stop"
+    return [("sampling.stop", what, "remove it; the end token ends an answer, or sampling.max_tokens")] if sampling.stop else []
+
+
 class Asking(Stage):
     """Settings of every stage that asks a policy n times and has its answers judged."""
 
@@ -127,11 +133,12 @@ def sample(
     with ctx.console.progress(shown, len(prompts), "prompts", done=done) as progress:
         for block in blocks[-(-done // BLOCK) :]:
             asked = [Prompt(p.id, template.prompt(p.prompt)) for p in block]
+            places = {p.id: place for place, p in enumerate(block)}
             fresh: list[Rollout] = []
             for rollout in engine.generate(asked, sampling, seed=ctx.seed(part), n=n):
                 fresh.append(rollout)
                 ctx.stop.obey()
-            fresh.sort(key=lambda r: ([p.id for p in block].index(r.prompt_id), r.sample))
+            fresh.sort(key=lambda r: (places[r.prompt_id], r.sample))
             _append(path, fresh)
             rollouts += fresh
             progress.advance(len(block), tokens=sum(len(r.completion) for r in fresh))

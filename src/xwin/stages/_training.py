@@ -20,6 +20,7 @@ from xwin.learning.optim import Optim
 from xwin.models.tuning import Full, LoRA, Tuning
 from xwin.run.guards import Guard
 from xwin.seeds import permutation
+from xwin.stages._work import Head, Use
 from xwin.stages.base import Stage
 
 Refs = str | tuple[str, ...] | None
@@ -57,6 +58,10 @@ class Training(Stage):
 
     max_rollbacks: Annotated[int, Ge(0)] = 3
     """Times that guards may roll the stage back; then it stops."""
+
+    def trains(self, role: str, ref: str, head: Head = "language", *, trained: int = 1, read: int = 0) -> Use:
+        """The network that is trained, for `work`; see Use."""
+        return Use(role, ref, head, self.tune, trained, read, self.optim.kept, self.recompute)
 
     def require(self) -> None:
         require_able(self.optim, self.tune)

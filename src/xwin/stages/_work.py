@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from xwin.models.tuning import Full, LastLayers, LoRA
     from xwin.scorers.base import ScorerKind
+
+
+Head: TypeAlias = Literal["language", "value", "score"]
+"""What a network says: words, what a token is worth, what an answer is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,17 @@ class Use:
     """Example: "policy", "reference", "engine"."""
     ref: str
     """The network, as the recipe writes it."""
-    head: Literal["language", "value", "score"] = "language"
+    head: Head = "language"
     tune: Full | LoRA | LastLayers | None = None
     """Which parameters are trained; None = it only reads or writes."""
     trained: int = 0
     """Times that each token goes through it with a gradient."""
     read: int = 0
     """Times without."""
+    moments: float = 8.0
+    """Bytes that the optimizer keeps of a trained parameter."""
+    again: bool = False
+    """Whether the backward pass computes again what a layer computed, instead of keeping it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,9 +72,9 @@ class Preference(RowTraining):
         return f"{self.objective.kind}, {self.epochs} epochs, {self.tokens_per_step} tokens a step, {self.tune.kind}"
 
     def work(self) -> Sequence[Phase]:
-        """The reference reads everything before the policy is loaded; a reference point is read once more by both."""
+        """The reference reads everything before the policy has gradients and moments; a reference point is read once more by both."""
         refs, again = listed(self.data) + listed(self.labelled), int("reference_point" in self.objective.needs)
-        policy = Use("policy", self.init, tune=self.tune, trained=1, read=again)
+        policy = self.trains("policy", self.init, read=again)
         training = Phase((policy,), Rows(refs, self.weights, self.epochs, self.tokens_per_step), self.tokens_per_batch)
         if "ref_logp" not in self.objective.needs:
             return (training,)

@@ -34,7 +34,7 @@ from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
 from xwin.stages._rl import RolloutLog, describe, minibatches, require_room
-from xwin.stages._sampling import Writer, judged, placed, room, sample
+from xwin.stages._sampling import Writer, judged, placed, room, sample, unended
 from xwin.stages._selection import Kept, accounted, chosen
 from xwin.stages._start import require_sound
 from xwin.stages._training import Training, require_able
@@ -114,7 +114,7 @@ class Raft(Training):
         rows, cache = room(self.engine)
         asked, steps = self.prompts_per_step * self.steps, self.steps * self.passes * self.minibatches
         answers = Answers(self.prompts, self.n, self.sampling.max_tokens, rows, self.prompts_per_step, asked=asked, steps=steps, cache=cache)
-        uses = (Use("policy", self.init, tune=self.tune, trained=self.passes), Use("engine", self.init))
+        uses = (self.trains("policy", self.init, trained=self.passes), Use("engine", self.init))
         return (Phase(uses, answers, self.tokens_per_batch, (self.scorer,)),)
 
     def gives(self, output: str, amount: Callable[[str], Amount | None]) -> Amount | None:
@@ -129,7 +129,7 @@ class Raft(Training):
             return [("n", "the best of one answer is any answer, so the scores would teach nothing", "set n above 1, or a bar: above")]
         if self.n > 1 and self.sampling.temperature == 0:
             return [("sampling.temperature", "greedy answers to one prompt are all the same", "set it above 0, or n: 1")]
-        return []
+        return unended(self.sampling)
 
     def run(self, ctx: Context) -> None:
         total = self.steps * self.passes * self.minibatches

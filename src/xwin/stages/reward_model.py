@@ -30,7 +30,7 @@ from xwin.stages._reward_card import calibrate, hear, length_bias, measure, why_
 from xwin.stages._samples import Source, both, pooled
 from xwin.stages._start import UNTRAINED_TOLERANCE, require_sound, require_start
 from xwin.stages._training import Refs, RowTraining, cut, listed, names
-from xwin.stages._work import Phase, Rows, Use
+from xwin.stages._work import Phase, Rows
 from xwin.stages.sft import due, validate
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class RewardModel(RowTraining):
     def work(self) -> Sequence[Phase]:
         refs = (*listed(self.data), *listed(self.labelled))
         rows = Rows(refs, self.weights, self.epochs, self.tokens_per_step)
-        return (Phase((Use("reward model", self.init, "score", tune=self.tune, trained=1),), rows, self.tokens_per_batch),)
+        return (Phase((self.trains("reward model", self.init, "score"),), rows, self.tokens_per_batch),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         if not isinstance(self.objective, RewardObjective):
@@ -108,11 +108,12 @@ class RewardModel(RowTraining):
         learner = self._learner(ctx, len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
-            if loop.skips(names(steps[step])):
+            samples = steps[step]
+            if loop.skips(names(samples)):
                 continue
-            batches = pack(steps[step], tokens=self.tokens_per_batch, share=True)
+            batches = pack(samples, tokens=self.tokens_per_batch, share=True)
             if step == 0:
-                self._check_start(learner, steps[0], batches, ctx.template(self.init))
+                self._check_start(learner, samples, batches, ctx.template(self.init))
             with loop.trial():
                 metrics = learner.step(batches)
                 validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None

@@ -50,7 +50,7 @@ from xwin.stages._rl import (
     varied,
 )
 from xwin.stages._rl_settings import Critic, Kl, Refill
-from xwin.stages._sampling import Writer, placed, room
+from xwin.stages._sampling import Writer, placed, room, unended
 from xwin.stages._start import require_ratio, require_sound_round
 from xwin.stages._training import Training, require_able
 from xwin.stages._work import Answers, Phase, Use
@@ -150,9 +150,10 @@ class Rl(Training):
     def work(self) -> Sequence[Phase]:
         """Everything is held at once: sampling and learning take turns from round to round."""
         needs = self._needs()
-        uses = [Use("policy", self.init, tune=self.tune, trained=self.passes, read=int("old_logp" in needs)), Use("engine", self.init)]
+        uses = [self.trains("policy", self.init, trained=self.passes, read=int("old_logp" in needs)), Use("engine", self.init)]
         if self.critic is not None:
-            uses.append(Use("critic", self.critic.init, "value", tune=self.critic.tune, trained=self.passes, read=1))
+            c = self.critic
+            uses.append(Use("critic", c.init, "value", c.tune, self.passes, 1, c.optim.kept, self.recompute))
         if "ref_logp" in needs:
             uses.append(Use("reference", self.reference or self.init, read=1))
         rows, cache = room(self.engine)
@@ -212,6 +213,10 @@ class Rl(Training):
         if self.sampling.filters or self.sampling.temperature == 0:
             what = "the ratio is biased unless answers are drawn from the whole distribution"
             yield "sampling", what, "set top_p: 1, top_k: 0, min_p: 0 and temperature above 0"
+        yield from unended(self.sampling)
+        if self.minibatches > self.prompts_per_step:
+            what = f"a pass over {self.prompts_per_step} prompts has no more optimizer steps than prompts: the learning rate would wait for others"
+            yield "minibatches", what, f"set it to {self.prompts_per_step} at most, or raise prompts_per_step"
         if self.refill is not None and self.n == 1:
             yield "refill", "one answer never differs from its siblings, so every group would be dropped", "set n above 1, or refill: null"
 

@@ -18,7 +18,7 @@ from xwin.run.artifacts import Artifact, ConversationsRef, Model, ModelRef
 from xwin.stages._samples import Source, pooled
 from xwin.stages._start import require_sound
 from xwin.stages._training import RowTraining, cut, names
-from xwin.stages._work import Phase, Rows, Use
+from xwin.stages._work import Phase, Rows
 
 if TYPE_CHECKING:
     from xwin.stages._context import Context
@@ -62,7 +62,7 @@ class Sft(RowTraining):
     def work(self) -> Sequence[Phase]:
         refs = (self.data,) if isinstance(self.data, str) else self.data
         rows = Rows(refs, self.weights, self.epochs, self.tokens_per_step)
-        return (Phase((Use("policy", self.init, tune=self.tune, trained=1),), rows, self.tokens_per_batch),)
+        return (Phase((self.trains("policy", self.init),), rows, self.tokens_per_batch),)
 
     def check(self) -> Sequence[tuple[str, str, str]]:
         return self.weight_mistakes(1 if isinstance(self.data, str) else len(self.data))
@@ -74,11 +74,12 @@ class Sft(RowTraining):
         learner = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=len(steps))
         loop = ctx.loop(self, len(steps), {"policy": learner}, state={}, patience=self.patience if held else None)
         for step in loop:
-            if loop.skips(names(steps[step])):
+            rows = steps[step]
+            if loop.skips(names(rows)):
                 continue
-            batches = pack(steps[step], tokens=self.tokens_per_batch, share=True)
+            batches = pack(rows, tokens=self.tokens_per_batch, share=True)
             if step == 0:
-                require_sound(learner, steps[0], batches, ctx.template(self.init, self.template), cut=self.too_long == "truncate")
+                require_sound(learner, rows, batches, ctx.template(self.init, self.template), cut=self.too_long == "truncate")
             with loop.trial():
                 metrics = learner.step(batches)
                 validation = validate(learner, held) if held and due(step, self.eval_every, len(steps)) else None
