@@ -340,7 +340,8 @@ def _decision(test: Paired, needed: int | None) -> str:
 
 
 def _points(test: Paired) -> str:
-    return f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+    ends = "" if test.low != test.low else f" [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+    return f"{100 * test.difference:+.2f} points{ends}"
 
 
 def _show_leaderboard(rows: Sequence[Standing], tests: dict[str, Paired], against: str, *, length_controlled: bool) -> None:
