@@ -115,6 +115,8 @@ def test_the_leaderboard_is_written_and_another_is_shown_beside_it(monkeypatch, 
     Path("old.csv").write_text(",win_rate,n_total\nolder,90.0,805\na,1.0,805\n")
     assert xwin(monkeypatch, "alpaca", path, "--csv", "new.csv", "--leaderboard", "old.csv") == 0
     assert [(row.model, round(row.win_rate, 2)) for row in read_leaderboard(Path("new.csv"))] == [("older", 90.0), ("a", 66.67), ("b", 33.33)]
+    assert xwin(monkeypatch, "alpaca", path, "--csv", "nowhere/new.csv") == 2
+    assert "nowhere/new.csv: cannot be written there" in capsys.readouterr().err
 
 
 def test_every_model_is_compared_with_one(monkeypatch, capsys):
@@ -123,6 +125,9 @@ def test_every_model_is_compared_with_one(monkeypatch, capsys):
     said = capsys.readouterr()
     assert "-50.00 points" in said.out
     assert "not compared with a: different instructions: 2 only in a" in said.err
+    assert xwin(monkeypatch, "alpaca", path, "--against", "a", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["against"]
+    assert (told["model"], list(told["models"]), told["models"]["b"]["difference"], told["models"]["b"]["n"]) == ("a", ["b"], -50.0, 4)
     assert "short has no row for 2 of the 4 instructions" in said.err
 
 
@@ -196,6 +201,15 @@ def test_equal_models_are_told_apart_by_no_number(monkeypatch, capsys):
     path = labels("l.jsonl", a=[1, 2], b=[1, 2])
     assert xwin(monkeypatch, "paired", f"{path}:a", f"{path}:b") == 0
     assert "no number of instructions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "one instruction says nothing"), (3, "6 instructions of this kind would show it")])
+def test_a_difference_on_a_few_instructions_is_not_yet_real(monkeypatch, capsys, count, said):
+    path = labels("l.jsonl", a=[1] * count, b=[2] * count)
+    assert xwin(monkeypatch, "paired", f"{path}:a", f"{path}:b") == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert "nan" not in out
 
 
 def test_paired_refuses_what_does_not_compare(monkeypatch, capsys):

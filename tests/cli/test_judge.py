@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -106,7 +107,9 @@ def test_both_orders_show_the_position_bias(monkeypatch, capsys):
         assert xwin(monkeypatch, "judge", "mine.json", "--against", "theirs.json", *by(server), "--orders", "both", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["models"][0]["win_rate"] == 50.0
-    assert (found["account"]["first_preferred"], found["account"]["consistent"], found["account"]["n_questions"]) == (1.0, 0.0, 4)
+    first, consistent = found["account"]["first_preferred"], found["account"]["consistent"]
+    assert (first["value"], first["n"], consistent["value"], found["account"]["n_questions"]) == (1.0, 2, 0.0, 4)
+    assert first["low"] < 1.0 == first["high"]  # of two pairs: Wilson
 
 
 def test_different_instructions_are_refused_with_the_difference_unless_common(monkeypatch, capsys):
@@ -266,6 +269,18 @@ def test_a_model_of_ours_and_a_reward_model_judge_too(monkeypatch, capsys, tiny_
     assert (found["account"]["n_questions"], found["account"]["n_equal"], found["account"]["n_unread"]) == (0, 1, 0)
 
 
+def test_what_a_reward_model_cannot_read_at_once_has_no_label_and_says_why(monkeypatch, capsys, tiny_folder, tmp_path):
+    folder = reward_model(tiny_folder, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    outputs("mine.json", a="1", b="x" * 2000), outputs("theirs.json", a="22", b="y")
+    assert xwin(monkeypatch, "judge", "mine.json", "--against", "theirs.json", "--judge", f"reward:{folder}", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["models"][0]["n_total"], found["account"]["n_pairs"], found["account"]["n_unread"]) == (1, 2, 1)
+    (said,) = found["account"]["examples"]
+    assert "tokens are more than the reward model can read, 512" in said
+
+
 def reward_model(tiny_folder: Path, tmp_path: Path) -> Path:
     """The tiny model with a drawn head, published."""
     from xwin.data.template import export_template
@@ -293,11 +308,11 @@ def test_human_agreement_on_the_public_half_of_pandalm(monkeypatch, capsys):
     assert xwin(monkeypatch, "judge-quality", PEOPLE / "pandalm_testset.jsonl.gz", "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)["sets"]
     assert (found["n_pairs"], found["n_full"]) == (484, 999)
-    assert {name: round(value, 4) for name, value in found["people"].items()} == {"kappa_12": 0.8829, "kappa_13": 0.8926, "kappa_23": 0.9009}
+    assert {name: round(kappa["value"], 4) for name, kappa in found["people"].items()} == {"kappa_12": 0.8829, "kappa_13": 0.8926, "kappa_23": 0.9009}
     assert found["people_published"] == {"kappa_12": 0.852, "kappa_13": 0.8789, "kappa_23": 0.8617}
     judges = {row["judge"]: row for row in found["judges"]}
-    assert round(judges["gpt35"]["agreement"], 2) == 70.45
-    assert round(judges["pandalm7b"]["agreement"], 2) == 65.50
+    assert round(judges["gpt35"]["agreement"]["value"], 2) == 70.45
+    assert round(judges["pandalm7b"]["agreement"]["value"], 2) == 65.50
     assert (judges["gpt35"]["n_unread"], judges["gpt35"]["published"]["agreement"]) == (14, 71.07)
     assert xwin(monkeypatch, "judge-quality", PEOPLE / "pandalm_testset.jsonl.gz") == 0
     assert "not reproducible from the 484 that are here" in capsys.readouterr().out
@@ -310,9 +325,9 @@ def test_llmbar_by_subset_beside_the_published_values(monkeypatch, capsys):
     assert found["n_pairs"] == 430
     row = next(row for row in found["judges"] if (row["judge"], row["part"]) == ("GPT-4/Vanilla", "Natural"))
     assert (row["n"], row["published"]) == (54, {"agreement": 95.5, "consistent": 95.0, "n": 100.0})
-    assert row["agreement"] == pytest.approx(100 * (2 * 54 - 8) / (2 * 54))  # 8 of 108 votes are not the label
+    assert row["agreement"]["value"] == pytest.approx(100 * (2 * 54 - 8) / (2 * 54))  # 8 of 108 votes are not the label
     longest = next(row for row in found["judges"] if (row["judge"], row["part"]) == ("the longer output", ""))
-    assert longest["agreement"] == pytest.approx(47.44, abs=0.005)
+    assert longest["agreement"]["value"] == pytest.approx(47.44, abs=0.005)
 
 
 @needs_reannotations
@@ -325,9 +340,14 @@ def test_variance_of_the_reannotations(monkeypatch, capsys):
     for row in found["judges"]:
         mine = [[v[f"{row['judge']}_seed{i}"] for i in range(4)] for v in votes]
         wrong = [said[i] != (2 if sum(said) - said[i] >= 5 else 1) for said in mine for i in range(4)]
-        assert row["variance"] == pytest.approx(100 * sum(wrong) / len(wrong))
-        assert row["prefers_first"] == pytest.approx(100 * sum(v == 1 for said in mine for v in said) / (4 * len(mine)))
-    assert [round(row["variance"], 2) for row in found["judges"]] == [15.72, 19.09]
+        assert row["variance"]["value"] == pytest.approx(100 * sum(wrong) / len(wrong))
+        assert row["prefers_first"]["value"] == pytest.approx(100 * sum(v == 1 for said in mine for v in said) / (4 * len(mine)))
+        by_pair = [sum(said[i] != (2 if sum(said) - said[i] >= 5 else 1) for i in range(4)) / 4 for said in mine]  # the unit is the pair
+        half = 196.711 * stdev(by_pair) / len(by_pair) ** 0.5  # t with 333 degrees of freedom, percent
+        assert row["variance"]["low"] == pytest.approx(row["variance"]["value"] - half, abs=1e-3)
+        assert row["variance"]["high"] == pytest.approx(row["variance"]["value"] + half, abs=1e-3)
+        assert row["variance"]["n"] == len(mine) == 334
+    assert [round(row["variance"]["value"], 2) for row in found["judges"]] == [15.72, 19.09]
     assert [row["published"]["variance"] for row in found["judges"]] == [14.93, 17.90]
 
 
@@ -341,9 +361,11 @@ def test_a_judge_of_ones_own_is_measured_on_votes_of_people(monkeypatch, capsys)
         assert len(server.asked) == 6
     rows = {(r["judge"], r["part"]): r for r in json.loads(capsys.readouterr().out)["sets"][0]["judges"]}
     mine = rows["remote:toy", ""]
-    assert mine["agreement"] == pytest.approx(200 / 3)
-    assert (mine["prefers_first"], mine["consistent"], mine["prefers_longer"], mine["variance"]) == (50.0, 100.0, 100.0, None)
-    assert rows["the longer output", ""]["agreement"] == pytest.approx(200 / 3)
+    assert mine["agreement"]["value"] == pytest.approx(200 / 3)
+    assert [mine[name]["value"] for name in ("prefers_first", "consistent", "prefers_longer")] == [50.0, 100.0, 100.0]
+    assert mine["prefers_longer"]["n"] == 1  # only one pair differs by more than 30 characters
+    assert mine["variance"] is None
+    assert rows["the longer output", ""]["agreement"]["value"] == pytest.approx(200 / 3)
 
 
 @pytest.mark.parametrize(
@@ -356,6 +378,7 @@ def test_a_judge_of_ones_own_is_measured_on_votes_of_people(monkeypatch, capsys)
         ),
         ({"label": 0, "judges": {}, "input": "a", "output_1": "", "output_2": ""}, "label must be one of 1, 2"),
         ({"votes": {"x_seed0": 1}, "instruction": "a", "output_1": ""}, "needs output_1 and output_2"),
+        ({"label": 1, "judges": {"x": [1]}, "input": "a", "output_1": "", "output_2": "b"}, "the votes of x must be a list of two"),
     ],
 )
 def test_votes_that_make_no_sense_name_the_row(monkeypatch, capsys, row, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xwin.data._ids import Ids
-from xwin.data.conversation import read_conversations, read_preferences
+from xwin.data.conversation import conversation_from_json
 from xwin.data.formats import Makes
 from xwin.data.sources import Mixture, load, open_conversations, open_preferences, window
 from xwin.errors import DataError
@@ -61,14 +62,27 @@ def test_rows_are_what_reading_all_at_once_gives(tmp_path: Path) -> None:
     rows = [chat("a", id="x"), chat("b", meta={"k": [1]}), chat("a", id="x"), chat("b"), {"prompt": "Q", "answer": 4}, chat("c", label=True)]
     path = write(tmp_path / "rows.jsonl", rows)
     found = open_conversations(path, cache=tmp_path / "cache")
-    whole = read_conversations(path)
+    whole = [conversation_from_json(row, "rows.jsonl") for row in rows]
+    whole[2], whole[3] = replace(whole[2], id="x.1"), replace(whole[3], id=f"{whole[3].id}.1")  # of those that share an id
     assert list(found) == whole
     assert [found[i] for i in (3, -1, 0)] == [whole[i] for i in (3, -1, 0)]
     assert found[1:4] == whole[1:4]
     assert len({row.id for row in found}) == len(found) == 6
     answers = {"chosen": "a", "rejected": "b"}
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "p", **answers, "margin": 2}, {"prompt": "q", **answers}])
-    assert list(open_preferences(pairs, cache=tmp_path / "cache")) == read_preferences(pairs)
+    assert [(p.prompt[0].text, p.chosen.text, p.rejected.text, p.margin) for p in open_preferences(pairs, cache=tmp_path / "cache")] == [
+        ("p", "a", "b", 2.0),
+        ("q", "a", "b", None),
+    ]
+
+
+def numbered(names: list[str]) -> list[str]:
+    """Names made unique with all of them at hand: a repeated one gets the next number with which no other, given or made, has its name."""
+    made: list[str] = []
+    for name in names:
+        free = (f"{name}.{i}" for i in range(1, len(names) + 1) if f"{name}.{i}" not in {*names, *made})
+        made.append(name if name not in made else next(free))
+    return made
 
 
 @given(st.lists(st.sampled_from(["a", "b", "a.1", "a.2", "a.1.1", "b.1"]), min_size=1, max_size=14))
@@ -77,11 +91,7 @@ def test_ids_are_made_unique_by_the_same_law_as_when_all_rows_are_held(names: li
     for name in names:
         ids.add(name)
     found = ids.suffixes(lambda row: names[row])
-    unique = [f"{name}.{found.of(i)}" if found.of(i) else name for i, name in enumerate(names)]
-    from xwin.data.conversation import Conversation, Message, _unique
-
-    slow = _unique([Conversation(name, (Message("user", "x"),)) for name in names], Path("f"))
-    assert unique == [row.id for row in slow]
+    assert [f"{name}.{found.of(i)}" if found.of(i) else name for i, name in enumerate(names)] == numbered(names)
 
 
 def test_rows_are_checked_once_and_what_was_found_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import math
 from xml.etree import ElementTree
 
-from xwin.run._boards import categories, contamination, foundation, judges, leaderboard, mt_bench, reward_sets, tasks, win_rate_dots
+from xwin.run._boards import alpaca_eval, categories, contamination, foundation, judges, leaderboard, mt_bench, reward_sets, tasks, win_rate_dots
 from xwin.run.facts import Cell
 from xwin.run.plots import Dot, Whisker, bars, scatter
 
@@ -117,4 +117,28 @@ def test_judges_have_a_row_per_set() -> None:
 def test_models_are_ranked_by_the_win_rate_that_says_most() -> None:
     table = [cell("a", "win_rate", 0.9), cell("b", "win_rate", 0.1), cell("a", "judged", 0.3), cell("b", "judged", 0.4)]
     assert [row[0] for row in leaderboard(table)[1:]] == ["b", "a"]
-    assert [row[0] for row in leaderboard([*table, cell("a", "alpaca_eval", 0.6), cell("b", "alpaca_eval", 0.5)])[1:]] == ["a", "b"]
+    assert [row[0] for row in leaderboard([*table, cell("a", "alpaca_eval/gpt4", 0.6), cell("b", "alpaca_eval/gpt4", 0.5)])[1:]] == ["a", "b"]
+
+
+def test_a_win_rate_is_against_whom_it_was_measured_and_not_against_the_model_of_its_paired_test() -> None:
+    tested = {"against": "before"}
+    assert leaderboard([cell("a", "judged", 0.4, **tested)])[0][1] == "win rate, %"
+    assert leaderboard([cell("a", "alpaca_eval/gpt4", 0.4, **tested)])[0][1] == "win rate, %, against gpt4"
+
+
+def test_alpaca_eval_against_several_models() -> None:
+    """Each has its own answers' length; what the stage's own prompts were answered with is another length."""
+    table = [
+        *(cell("a", "alpaca_eval/davinci", 0.9), cell("a", "alpaca_length/davinci", 1500.0), cell("a", "length", 20.0)),
+        *(cell("a", "alpaca_eval/gpt4", 0.6), cell("b", "alpaca_eval/gpt4", 0.5)),
+    ]
+    assert alpaca_eval(table) == [
+        ["against", "a", "b", "n"],
+        ["davinci", "90.0 [89.0, 91.0]", "", "100"],
+        ["gpt4", "60.0 [59.0, 61.0]", "50.0 [49.0, 51.0]", "100"],
+    ]
+    assert leaderboard(table) == [
+        ["model", "win rate, %, against davinci", "length, characters", "n"],
+        ["a", "90.0 [89.0, 91.0]", "1500.0 [1500.0, 1500.0]", "100"],
+    ]
+    assert win_rate_dots(table) == [Dot("a", 1500.0, 90.0, 89.0, 91.0)]

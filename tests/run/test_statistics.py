@@ -1,8 +1,9 @@
 import math
+from dataclasses import asdict
 
 import pytest
 
-from xwin.run.statistics import bootstrap_interval, mean_interval, paired, paired_means, prompts_needed, proportion
+from xwin.run.statistics import bootstrap_interval, clustered, mean_interval, paired, paired_means, prompts_needed, proportion, ratio_error
 
 
 def test_wilson_interval_is_the_published_formula():
@@ -109,10 +110,17 @@ def test_paired_means_is_students_paired_t():
     assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)  # t(0.975, 2) from the table
 
 
-def test_means_that_never_differ_have_p_1_and_a_gain_everywhere_p_0():
+def test_means_that_never_differ_have_p_1():
     assert paired_means([1, 2], [1, 2]).p == 1
     assert paired_means([1], [2]).p == 1
-    assert paired_means([1, 2], [2, 3]).p == 0
+
+
+def test_the_same_gain_everywhere_is_as_sure_as_there_are_prompts():
+    """The sign test: 2 / 2^n. Two prompts prove nothing, six do."""
+    assert paired_means([1, 2], [2, 3]).p == 0.5
+    assert paired_means([0.1, 0.2, 0.3], [0.2, 0.3, 0.4]).p == 0.25  # the same but for rounding
+    assert paired_means([0] * 6, [1] * 6).p == 1 / 32 < 0.05 < paired_means([0] * 5, [1] * 5).p
+    assert prompts_needed([1, 2], [2, 3]) == 6
 
 
 @pytest.mark.parametrize(("effect", "needed"), [(0.2, 199), (0.5, 34), (0.8, 15)])
@@ -125,4 +133,31 @@ def test_the_prompts_needed_are_those_of_the_published_tables(effect, needed):
 def test_no_number_of_prompts_finds_no_difference():
     assert prompts_needed([1, 2], [2, 1]) is None
     assert prompts_needed([1], [2]) is None
-    assert prompts_needed([1, 2], [2, 3]) == 2
+
+
+def test_values_of_a_group_are_no_independent_draws():
+    """Groups (1, 1, 0), (0), (1, 0): mean 3/6. Deviations of sums from mean * count: 1/2, -1/2, 0; sd 1/2; error sqrt 3 / 12; t(2) = 4.302653."""
+    found = clustered([(1, 1, 0), (0,), (1, 0)])
+    half = 4.302653 * 0.5 * 3**0.5 / 6
+    assert (found.value, found.n) == (0.5, 3)
+    assert (found.low, found.high) == (0.0, 1.0)  # half is 0.62
+    assert ratio_error([(1, 1, 0), (0,), (1, 0)]) == pytest.approx(half / 4.302653)
+    many = clustered([(1, 1, 0), (0,), (1, 0)] * 30)
+    assert many.high - 0.5 == pytest.approx(1.986979 * 0.5 * (90 / 89 * 2 / 3) ** 0.5 / (2 * 90**0.5), rel=1e-5)  # sd over 90 groups, t(89)
+
+
+def test_groups_of_one_are_a_mean_and_groups_that_agree_are_a_share():
+    values = [0.2, 0.8, 0.4, 0.6]
+    assert asdict(clustered([(v,) for v in values])) == pytest.approx(asdict(mean_interval(values)))
+    assert clustered([(1, 1), (0, 0), (1, 1)]) == proportion(2, 3)
+    assert clustered([(1,), (1, 1)]) == proportion(2, 2)
+    assert clustered([]).n == 0
+    assert math.isnan(clustered([(1, 0)]).low)
+
+
+def test_a_tiny_difference_needs_many_prompts_and_not_for_ever():
+    """Far out t is normal: ((1.959964 + 0.841621) / effect)^2, and 1.92 more (half the square of 1.96)."""
+    apart = math.sqrt(0.5)
+    for effect in (1e-3, 1e-5, 1e-7):
+        needed = prompts_needed([0, 0], [effect - apart, effect + apart])
+        assert needed == pytest.approx((2.801585 / effect) ** 2 + 1.92, rel=1e-5)

@@ -1,6 +1,8 @@
 """A function of the user: what it is given, what it may return, and what happens when it fails."""
 
 import hashlib
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,13 @@ def lengths(prompt, answers):
 def parts(prompt, answers):
     return [Score(1.0, {"a": 0.25}, "fine"), True]
 
+def numpys(prompt, answers):
+    import numpy
+    return [numpy.float32(0.5), Score(numpy.float32(0.25), {"a": numpy.int64(3)})]
+
 def strange(prompt, answers):
     return {"raise": lambda: 1 / 0, "nan": lambda: [1.0, float("nan")], "none": lambda: [1.0, None], "few": lambda: [1.0],
-            "text": lambda: ["1", 1.0], "number": lambda: 1.0, "inf": lambda: [Score(1.0, {"a": float("inf")}), 1.0],
+            "text": lambda: ["1", 1.0], "huge": lambda: [10**400, 1.0], "number": lambda: 1.0, "inf": lambda: [Score(1.0, {"a": float("inf")}), 1.0],
             "hang": lambda: time.sleep(600)}[prompt.meta["do"]]()
 """
 
@@ -56,6 +62,9 @@ def score(file: Path, function: str, **settings: Any) -> list[Score]:
 def test_it_is_given_the_prompt_and_all_answers_and_its_numbers_are_the_scores(rewards: Path, apart: dict[str, Any]) -> None:
     assert score(rewards, "lengths", meta={"bonus": 10}, **apart) == [Score(12.0), Score(11.0)]
     assert score(rewards, "parts", **apart) == [Score(1.0, {"a": 0.25}, "fine"), Score(1.0)]
+    both = score(rewards, "numpys", **apart)
+    assert both == [Score(0.5), Score(0.25, {"a": 3.0})]
+    assert {type(number) for s in both for number in (s.value, *s.parts.values())} == {float}  # what is written as JSON
 
 
 PROBLEMS = [
@@ -64,6 +73,7 @@ PROBLEMS = [
     ("none", "not a finite number", 1),
     ("few", "1 scores for 2 answers", 2),
     ("text", "not a finite number", 1),
+    ("huge", "not a finite number", 1),
     ("number", "not a list of scores", 2),
     ("inf", "not finite", 1),
 ]
@@ -127,6 +137,34 @@ def test_the_limit_holds_for_what_it_has_started_too(rewards: Path) -> None:
         assert time.monotonic() - start < 10  # the import of the worker is in it
     stat = Path("/proc") / Path("pid").read_text() / "stat"
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+ASKS = """
+import sys
+from xwin.scorers._workers import Worker
+
+worker = Worker(sys.argv[1], seconds=600.0)
+worker.start()
+print(worker._process.pid, flush=True)
+worker.ask(None)
+"""
+
+
+def test_no_worker_outlives_a_killed_parent_even_in_the_middle_of_a_call(rewards: Path) -> None:
+    rewards.write_text("def spins(task):\n    open('begun', 'w').close()\n    while True:\n        pass\n")
+    parent = subprocess.Popen([sys.executable, "-c", ASKS, f"{rewards.stem}:spins"], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    stat = Path("/proc") / parent.stdout.readline().strip() / "stat"
+    end = time.monotonic() + 60
+    while not Path("begun").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end, "the worker goes on"
+        time.sleep(0.1)
 
 
 def test_a_module_that_is_slow_to_import_does_not_use_up_the_limit_of_a_call(rewards: Path) -> None:

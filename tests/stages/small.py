@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from xwin.data.conversation import Conversation, Preference, conversation_from_json, preference_from_json
 from xwin.errors import XwinError
 from xwin.recipe.execute import run
 from xwin.run.console import Console
@@ -37,6 +38,16 @@ class Done:
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def conversations(path: Path) -> list[Conversation]:
+    """The rows of a native file."""
+    return [conversation_from_json(row, str(path)) for row in read(path)]
+
+
+def preferences(path: Path) -> list[Preference]:
+    """The same of pairs."""
+    return [preference_from_json(row, str(path)) for row in read(path)]
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -11,10 +11,11 @@ from engines.endpoint import Say, endpoint
 from pydantic import ValidationError
 from scorers.test_judge import FIRST, longer
 from suites import benchmark_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from xwin.data.rollout import rollout_from_json
-from xwin.errors import RecipeError
+from xwin.data.template import load_template
+from xwin.errors import DataError, RecipeError
 from xwin.recipe.schema import read_recipe
 from xwin.scorers._judge_parsing import is_switched
 from xwin.scorers._outcome import ScorerError
@@ -22,7 +23,7 @@ from xwin.stages.evaluate import Contender, picked
 from xwin.suites.base import Answer
 
 from . import rewards
-from .small import Done, carry_out, chats, failure, ids, pairs, prompts, read, write
+from .small import Done, carry_out, chats, failure, ids, pairs, preferences, prompts, read, write
 
 LIMIT = {"constraint": {"family": "word_limit", "words": 3}, "family": "word_limit"}
 GOOD, BAD = "three short words", "more words than the limit says"
@@ -261,6 +262,30 @@ def test_a_reward_model_on_sets_of_preferences(judged: Done, tiny_folder: Path, 
     assert not caught.value.code
     said = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
     assert said == {metric: pytest.approx(value) for metric, value in values.items() if metric.endswith("/wrong")}
+
+
+def test_an_ensemble_is_measured_by_the_mean_of_its_heads_and_what_it_cannot_read_is_counted(tmp_path: Path, tiny_folder: Path) -> None:
+    """Against transformers, answer by answer. One pair of three is longer than the tiny model can read."""
+    write(tmp_path / "pairs.jsonl", pairs(GOOD, BAD, 6))
+    context = json.loads((tiny_folder / "config.json").read_text())["max_position_embeddings"]
+    write(tmp_path / "set.jsonl", [*pairs(GOOD, BAD, 2), {"prompt": "Say it.", "chosen": GOOD, "rejected": "b" * context}])
+    stages = {
+        "rm": {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "heads": 2, "epochs": 1},
+        "report": {"kind": "evaluate", "suites": [{"kind": "reward_model", "model": "rm", "sets": {"set": "./set.jsonl"}}]},
+    }
+    done = carry_out(tmp_path, tiny_folder, stages)
+    row = table(done)["rm", "rm_accuracy/set"]
+    assert row["note"] == "2 pairs of 2 prompts; 1 pairs are longer than the model can read"
+    model, template = AutoModelForSequenceClassification.from_pretrained(done.stage("rm") / "final"), load_template(tiny_folder, "vicuna")
+    with torch.no_grad():
+        means = [
+            [model(torch.tensor([template.render((*p.prompt, answer)).tokens])).logits.mean().item() for answer in (p.chosen, p.rejected)]
+            for p in preferences(write(tmp_path / "two.jsonl", pairs(GOOD, BAD, 2)))
+        ]
+    assert row["value"] == sum(good > bad for good, bad in means) / 2
+    with pytest.raises(DataError, match="each of its 1 pairs is longer than rm can read"):
+        write(tmp_path / "set.jsonl", read(tmp_path / "set.jsonl")[2:])
+        raise failure(tmp_path, tiny_folder, stages)
 
 
 def test_a_judge_compares_every_row_with_the_reference(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

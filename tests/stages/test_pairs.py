@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xwin.data.conversation import Conversation, Message, read_preferences
+from xwin.data.conversation import Conversation, Message
 from xwin.data.rollout import Group, Rollout, Score, scored
 from xwin.scorers._outcome import failed
 from xwin.stages.pairs import paired
 
 from . import rewards
-from .small import carry_out, failure, ids, prompts, write
+from .small import carry_out, failure, ids, preferences, prompts, write
 
 ANSWERS = st.lists(st.tuples(st.sampled_from(["", " ", "a", "b", "c", "d", "e"]), st.sampled_from([0.0, 0.25, 0.5, 1.0])), min_size=2, max_size=12)
 
@@ -71,7 +71,7 @@ def test_the_stage_writes_preferences_and_numbers(tmp_path: Path, tiny_folder: P
     table = {"q0": [ids(short), ids(long)], "q1": [ids(short)], "q2": [ids(long)]}
     write(tmp_path / "prompts.jsonl", prompts(3, {"constraint": {"family": "word_limit", "words": 4}}))
     done = carry_out(tmp_path, tiny_folder, {"pairs": {**PAIRS, "engine": {"kind": "scripted", "answers": table}}})
-    found = read_preferences(done.stage("pairs") / "preferences.jsonl")
+    found = preferences(done.stage("pairs") / "preferences.jsonl")
     assert [(p.chosen.text, p.rejected.text, p.margin) for p in found] == [(short, long, 1.0)] * 2
     assert {p.meta["constraint"]["words"] for p in found} == {4}
     metrics = done.metrics("pairs")
@@ -92,7 +92,7 @@ def test_an_answer_that_could_not_be_scored_is_in_no_pair(tmp_path: Path, tiny_f
     scorer = {"kind": "function", "function": f"{rewards.__name__}:none_with_b", "on_failure": "mask"}
     table = {"q0": [ids("aaaaaaaa"), ids("zz"), ids("zz zz")]}
     done = carry_out(tmp_path, tiny_folder, {"pairs": {**PAIRS, "n": 3, "scorer": scorer, "engine": {"kind": "scripted", "answers": table}}})
-    found = read_preferences(done.stage("pairs") / "preferences.jsonl")
+    found = preferences(done.stage("pairs") / "preferences.jsonl")
     assert [(p.chosen.text, p.rejected.text) for p in found] == [("zz zz", "zz")]
     metrics = done.metrics("pairs")
     assert (metrics["failed"], metrics["reward"]) == (1.0, 0.5)

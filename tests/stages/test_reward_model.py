@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from xwin.data.conversation import Message, read_preferences
+from xwin.data.conversation import Message
 from xwin.data.template import load_template
 from xwin.models.heads import read_reward_stats
 from xwin.run.cards import RewardCard, read_card
 from xwin.stages.reward_model import paired
 
-from .small import Done, carry_out, failure, ids, pairs, prompts, read, write
+from .small import Done, carry_out, failure, ids, pairs, preferences, prompts, read, write
 
 RM = {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "optim": {"lr": 1e-3}, "tokens_per_step": 1024}
 
@@ -24,7 +24,7 @@ def scores(final: Path, data: Path) -> tuple[list[float], list[float]]:
     """Of chosen and of rejected answers, by transformers, one at a time."""
     model, template = AutoModelForSequenceClassification.from_pretrained(final), load_template(final, "vicuna")
     both: tuple[list[float], list[float]] = ([], [])
-    for preference in read_preferences(data):
+    for preference in preferences(data):
         for answer, found in zip((preference.chosen, preference.rejected), both, strict=True):
             with torch.no_grad():
                 found.append(float(model(torch.tensor([template.render((*preference.prompt, answer)).tokens])).logits[0, 0]))
@@ -69,7 +69,7 @@ def test_the_unit_is_the_spread_over_the_training_answers(trained: Done) -> None
 def test_two_samples_of_a_pair_share_the_prompt_and_carry_the_margin(tmp_path: Path, tiny_folder: Path) -> None:
     data = write(tmp_path / "pairs.jsonl", [{**pairs("ab", "c", 1)[0], "margin": 0.5}])
     template = load_template(tiny_folder, "vicuna")
-    (preference,) = read_preferences(data)
+    (preference,) = preferences(data)
     chosen, rejected = paired(template, [preference])
     prompt = template.prompt(preference.prompt)
     assert chosen.tokens[: len(prompt)] == rejected.tokens[: len(prompt)] == prompt
@@ -107,7 +107,7 @@ def heads_of(final: Path, data: Path) -> np.ndarray:
     """[P, 2, K] raw scores of chosen and rejected answers, by transformers."""
     model, template = AutoModelForSequenceClassification.from_pretrained(final), load_template(final, "vicuna")
     found = []
-    for preference in read_preferences(data):
+    for preference in preferences(data):
         chats = [(*preference.prompt, answer) for answer in (preference.chosen, preference.rejected)]
         with torch.no_grad():
             found.append([model(torch.tensor([template.render(chat).tokens])).logits[0].tolist() for chat in chats])
@@ -150,7 +150,7 @@ def test_the_card_counts_pairs_by_length_and_the_report_shows_it(ensemble: Done)
     """The answers' lengths in tokens are those of their letters, a space and the end: counted here from the file."""
     card = read_card(json.loads((ensemble.stage("rm") / "card.json").read_text()))
     assert isinstance(card, RewardCard)
-    rows = read_preferences(ensemble.path.parent / "held.jsonl")
+    rows = preferences(ensemble.path.parent / "held.jsonl")
     lengths = np.array([(len(p.chosen.text) + 2, len(p.rejected.text) + 2) for p in rows])
     longest = lengths.max(1)
     assert card.length_bias is not None

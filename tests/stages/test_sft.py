@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xwin.data.batch import pack
-from xwin.data.conversation import read_conversations
 from xwin.data.template import load_template, samples
 from xwin.distributed.world import World
 from xwin.learning.learner import Learner
@@ -18,7 +17,7 @@ from xwin.models.causal import load
 from xwin.models.tuning import Full
 from xwin.objectives.sft import Sft as CrossEntropy
 
-from .small import carry_out, chats, failure, write
+from .small import carry_out, chats, conversations, failure, write
 
 SFT = {"kind": "sft", "init": "base", "data": "./chat.jsonl", "optim": {"lr": 5e-3}, "tokens_per_step": 1024}
 HELD = {**SFT, "validation": "./held.jsonl", "eval_every": 1}
@@ -28,7 +27,7 @@ def loss(folder: Path, data: Path) -> float:
     """Mean loss per trained token of a folder, read anew."""
     template = load_template(folder, "vicuna")
     learner = Learner(load(folder, head="language", tuning=Full(), dtype="float32"), folder, World.alone(), CrossEntropy())
-    return learner.evaluate(pack(list(samples(template, read_conversations(data))), tokens=4096))["loss"].value
+    return learner.evaluate(pack(list(samples(template, conversations(data))), tokens=4096))["loss"].value
 
 
 def test_validation_loss_falls_and_the_best_step_is_published(tmp_path: Path, tiny_folder: Path) -> None:
@@ -72,7 +71,7 @@ def test_the_first_loss_is_that_of_transformers(tmp_path: Path, tiny_folder: Pat
     done = carry_out(tmp_path, tiny_folder, {"sft": {**SFT, "epochs": 1, "tokens_per_step": 4096}})
     template, model = load_template(tiny_folder, "vicuna"), AutoModelForCausalLM.from_pretrained(tiny_folder)
     total, count = 0.0, 0
-    for row in samples(template, read_conversations(data)):
+    for row in samples(template, conversations(data)):
         with torch.no_grad():
             logp = model(torch.tensor([row.tokens])).logits[0].log_softmax(-1)
         found = [-float(logp[t - 1, row.tokens[t]]) for t in range(1, len(row.tokens)) if row.mask[t]]

@@ -127,6 +127,7 @@ def test_several_judges_of_one_model_stay_apart(tmp_path):
         (ROW | {"preference": -1}, r"l\.jsonl:2: the preference must lie in \[1, 2\]"),
         (ROW | {"preference": math.nan}, r"l\.jsonl:2: preference must be a number, not nan"),
         (ROW | {"preference": math.inf}, r"l\.jsonl:2: preference must be a number, not inf"),
+        (ROW | {"preference": 10**400}, r"l\.jsonl:2: preference must be a number, not 1000"),
         (ROW | {"preference": "2"}, r"l\.jsonl:2: preference must be a number, not '2'"),
         (ROW | {"preference": True}, r"l\.jsonl:2: preference must be a number, not True"),
         ({"model": "m", "idx": 1}, r"l\.jsonl:2: has no preference"),
@@ -138,6 +139,8 @@ def test_several_judges_of_one_model_stay_apart(tmp_path):
         (ROW, r"l\.jsonl:2: m has the instruction idx 0 twice, first at .*l\.jsonl:1"),
         ([1], r"l\.jsonl:2: a row must be an object, not list"),
         ("{", r"l\.jsonl:2: not JSON"),
+        ("1" * 5000, r"l\.jsonl:2: not JSON: Exceeds the limit"),
+        ("[" * 100_000, r"l\.jsonl:2: not JSON: maximum recursion depth"),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_row(tmp_path, row, said):
@@ -258,10 +261,13 @@ def test_an_old_leaderboard_with_fewer_columns_is_read(tmp_path):
         (",win_rate\nx,1\nx,2\n", r"b\.csv:3: the model x is there twice"),
         (",win_rate\nx,1,2\n", r"b\.csv:2: has 3 cells, but the first line 2"),
         (",win_rate\nx,nan\n", r"b\.csv:2: win_rate must be a number"),
+        ("", r"b\.csv: is no leaderboard"),
+        (f',win_rate\n"{"x" * 200_000},1\n', r"b\.csv: is no csv file: field larger than field limit"),
+        (b"\xff\xfe", r"b\.csv: not UTF-8"),
     ],
 )
 def test_a_bad_leaderboard_is_named_with_file_and_row(tmp_path, text, said):
-    (tmp_path / "b.csv").write_text(text)
+    (tmp_path / "b.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=said):
         read_leaderboard(tmp_path / "b.csv")
 

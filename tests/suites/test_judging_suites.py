@@ -16,7 +16,12 @@ from stages.small import Done, carry_out, failure, ids, pairs, write
 from suites.public import ROOT
 from xwin.run.facts import read_run
 from xwin.run.report import write_report
+from xwin.run.statistics import proportion
 from xwin.scorers._judge_parsing import is_switched
+from xwin.scorers._pairwise import Pair
+from xwin.suites._alpaca_labels import read_labels
+from xwin.suites._judge_quality import report
+from xwin.suites._judge_votes import VoteSet, read_votes
 
 QUESTIONS = {81: "writing", 82: "writing", 111: "math"}
 GOOD, BAD, ODD = "good", "bad", "odd"
@@ -171,6 +176,8 @@ def test_a_judge_is_measured_against_the_votes_of_people(tmp_path: Path, tiny_fo
     assert "note" not in ours  # everything was read, and nothing is published of this judge
     assert found["toy", "judge_consistent/llmbar"]["value"] == 0.75
     assert found["toy", "judge_agreement/llmbar/Natural"]["value"] == 1.0
+    biases = [found["toy", f"judge_{name}/llmbar"] for name in ("first", "consistent", "kappa")]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in biases)
     assert found["old", "judge_agreement/llmbar"]["value"] == 0.5
     assert ("old", "judge_agreement/llmbar/Natural") not in found  # parts are of those that are asked now, and of the baseline
     assert found["the longer output", "judge_agreement/llmbar"]["value"] == 0.5  # right, right, wrong, and "equal" where people chose
@@ -206,14 +213,54 @@ def test_alpaca_eval_against_the_outputs_of_a_file(tmp_path: Path, tiny_folder: 
         done = carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "contenders": both, "engine": scripted(GOOD), "suites": [suite]}})
         assert len(server.asked) == 3  # the third output is equal, and both rows answer alike
     found = table(done)
-    one, two = found["one", "alpaca_eval"], found["two", "alpaca_eval"]
+    one, two = found["one", "alpaca_eval/davinci"], found["two", "alpaca_eval/davinci"]
     assert (one["value"], one["n"], one["stderr"]) == (0.625, 4, pytest.approx(0.4787 / 2, abs=1e-4))
     assert one["low"] < 0.625 < one["high"]
-    assert one["note"] == "against davinci: 2 won, 1 lost, 1 equal; 4 characters on average"
+    assert one["note"] == "2 won, 1 lost, 1 equal"
+    assert found["one", "alpaca_length/davinci"]["value"] == len(GOOD)
     assert (two["p"], two["against"]) == (1.0, "one")
+    (left,) = read_labels(done.stage("report") / "alpaca_eval-davinci-one.json")
+    assert (left.model, [row.preference for row in left.rows]) == ("one", [2.0, 2.0, 1.5, 1.0])
     page = write_report(done.path).read_text()
-    assert "win rate on AlpacaEval" in page
+    assert "win rate on AlpacaEval, against davinci" in page
+    assert "win rate against length" in page
     assert "<h3>Leaderboard" in page
+
+
+def test_alpaca_eval_against_two_models_keeps_both_apart(tmp_path: Path, tiny_folder: Path) -> None:
+    """ "good" is longer than what the first wrote and shorter than what the second did."""
+    for name, text in (("short", "x"), ("long", "a longer one")):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"instruction": "q", "output": text, "generator": name}]))
+    with endpoint(longer) as server:
+        suite = {"kind": "alpaca_eval", "judge": {"engine": judge(server)}, "sampling": {"max_tokens": 12}}
+        suites = [{**suite, "data": "./short.json"}, {**suite, "data": "./long.json"}]
+        stage = {"kind": "evaluate", "contenders": [{"name": "one", "model": "base"}], "engine": scripted(GOOD), "suites": suites}
+        done = carry_out(tmp_path, tiny_folder, {"report": stage})
+        found = table(done)
+        assert [found["one", f"alpaca_eval/{name}"]["value"] for name in ("short", "long")] == [1.0, 0.0]
+        stage["suites"] = [suites[0], suites[0]]
+        assert "another suite of this kind writes rows of the same names" in str(failure(tmp_path, tiny_folder, {"report": stage}))
+
+
+def test_what_suites_ask_is_looked_for_in_what_the_models_learned(tmp_path: Path, tiny_folder: Path) -> None:
+    """One turn of six, one instruction of two and one question of four are in the data of sft."""
+    (tmp_path / "davinci.json").write_text(json.dumps([{"instruction": f"do {i}", "output": GOOD, "generator": "davinci"} for i in range(2)]))
+    learned = ["second of 82", "do 1", "q3"]
+    chat = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]} for text in learned]
+    write(tmp_path / "chat.jsonl", chat)
+    with endpoint(graded) as server:
+        suites = [
+            {**exam(tmp_path), "engine": judge(server)},
+            {"kind": "alpaca_eval", "data": "./davinci.json", "judge": {"engine": judge(server)}, "sampling": {"max_tokens": 12}},
+            {"kind": "judge_quality", "sets": {"llmbar": llmbar(tmp_path)}},
+        ]
+        stages = {
+            "sft": {"kind": "sft", "init": "base", "data": "./chat.jsonl", "epochs": 1},
+            "report": {"kind": "evaluate", "contenders": [{"name": "sft", "model": "sft"}], "engine": scripted(GOOD), "suites": suites},
+        }
+        found = table(carry_out(tmp_path, tiny_folder, stages))
+    shares = {metric: (row["value"] * row["n"], row["n"]) for (_, metric), row in found.items() if metric.startswith("overlap/")}
+    assert shares == {"overlap/mt_bench": (1, 6), "overlap/alpaca_eval/davinci": (1, 2), "overlap/llmbar": (1, 4)}
 
 
 def test_a_reward_model_may_be_the_judge(tmp_path: Path, tiny_folder: Path) -> None:
@@ -251,11 +298,54 @@ def test_a_model_without_an_engine_asks_nobody(tmp_path: Path, tiny_folder: Path
 
 def test_what_is_not_known_has_no_number(tmp_path: Path, tiny_folder: Path) -> None:
     """An interval that is not known is left out of the table, and read back as not known."""
-    suite = {"kind": "judge_quality", "sets": {"llmbar": llmbar(tmp_path)}}
+    row = {"instruction": "q", "output_1": "a", "output_2": "b", "label": 1, "judges": {"old": [1, 1]}}
+    suite = {"kind": "judge_quality", "sets": {"one": f"./{write(tmp_path / 'one.jsonl', [row]).name}"}}
     done = carry_out(tmp_path, tiny_folder, {"report": {"kind": "evaluate", "suites": [suite]}})
     assert "NaN" not in (done.stage("report") / "table.json").read_text()
-    kappa = next(cell for cell in read_run(done.path).table if cell.metric == "judge_kappa/llmbar")
+    kappa = next(cell for cell in read_run(done.path).table if (cell.model, cell.metric) == ("old", "judge_kappa/one"))
     assert math.isnan(kappa.low)
+
+
+def kappa(first: list[int], second: list[int]) -> float:
+    """Cohen 1960: (agreement - agreement by chance) / (1 - agreement by chance)."""
+    n = len(first)
+    seen = sum(a == b for a, b in zip(first, second, strict=True)) / n
+    chance = sum(first.count(vote) * second.count(vote) for vote in (0, 1, 2)) / n**2
+    return (seen - chance) / (1 - chance)
+
+
+def test_kappa_and_its_interval_by_leaving_each_pair_out() -> None:
+    """Second implementation: the published formula, ten times over nine of ten pairs; t with 9 degrees of freedom is 2.262157."""
+    first, second = [1, 1, 2, 0, 2, 2, 1, 0, 1, 2], [1, 2, 2, 0, 2, 1, 1, 1, 1, 2]
+    pairs = tuple(Pair(f"q{i}", "a", "b") for i in range(10))
+    found = report(VoteSet("pandalm", "votes.jsonl", pairs, tuple(zip(first, second, strict=True)), ())).people["kappa_12"]
+    left = [kappa(first[:i] + first[i + 1 :], second[:i] + second[i + 1 :]) for i in range(10)]
+    half = 2.262157 * (9 / 10 * sum((k - sum(left) / 10) ** 2 for k in left)) ** 0.5
+    assert (found.value, found.n) == (pytest.approx(kappa(first, second)), 10)
+    assert (found.low, found.high) == (pytest.approx(found.value - half, rel=1e-5), pytest.approx(min(found.value + half, 1.0), rel=1e-5))
+
+
+def test_biases_have_the_interval_of_the_pairs_they_rest_on(tmp_path: Path) -> None:
+    """Four pairs, both orders. First shown: 1 1 2 2 -> of pair 1 both votes, of 2 none, of 3 and 4 one: (2 + 0 + 1 + 1) / 8 over 4 pairs. Longer by
+    more than 30: pairs 1 and 2, one vote of two. Both orders agree on 3 and 4, not on 1 and 2. A vote 1.0 is a vote for output 1."""
+    votes = [[1, 2], [2, 1], [1.0, 1], ["2", "2"]]
+    texts = [("a" * 40, "b"), ("a" * 40, "b"), ("a", "b"), ("a", "b")]
+    rows = [
+        {"instruction": f"q{i}", "output_1": a, "output_2": b, "label": 1, "judges": {"x": said}}
+        for i, ((a, b), said) in enumerate(zip(texts, votes, strict=True))
+    ]
+    quality = report(read_votes(write(tmp_path / "votes.jsonl", rows))).judges[0]
+    assert quality.n_unread == 0
+    shares = {"prefers_first": quality.prefers_first, "prefers_longer": quality.prefers_longer, "consistent": quality.consistent}
+    assert {name: (found.value, found.n) for name, found in shares.items() if found} == {
+        "prefers_first": (50.0, 4),
+        "prefers_longer": (50.0, 2),
+        "consistent": (50.0, 4),
+    }
+    wilson = proportion(2, 4)
+    assert (shares["consistent"].low, shares["consistent"].high) == (100 * wilson.low, 100 * wilson.high)
+    assert shares["prefers_first"].low == 0.0 < 50.0 < shares["prefers_first"].high  # 1, 0, 1/2, 1/2: t(3) * sqrt(1/6 / 4) = 0.65
+    assert quality.variance is None
 
 
 @pytest.mark.skipif(not (ROOT / "human_agreement").exists(), reason=f"the public sets of human votes are not in {ROOT}")

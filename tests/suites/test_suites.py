@@ -3,13 +3,12 @@
 import math
 from itertools import combinations
 
-import numpy as np
 import pytest
 
 from xwin.data.conversation import Conversation, Message
 from xwin.errors import DataError
 from xwin.suites._contamination import overlap_rows
-from xwin.suites._reward_pairs import Pair, accuracy_rows, calibration_error, confidence_row
+from xwin.suites._reward_pairs import Pair, accuracy_rows, confidence_row
 from xwin.suites.accuracy import Accuracy, majority_at, pass_at
 from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
@@ -143,6 +142,13 @@ def test_the_majority_is_over_final_answers_and_not_over_texts() -> None:
     assert majority_at(1, "1/2", four) == 0.5  # right, wrong, right, no vote
 
 
+def test_formulas_that_differ_in_a_sign_or_a_bracket_are_different_votes() -> None:
+    """The first vote alone is wrong each time; were it one with the others, it would stand for them."""
+    assert majority_at(3, "x", votes(("-x", F), ("x", T), ("x", T))) == 1.0
+    assert majority_at(3, "\\frac{x+1}{2}", votes(("x+1/2", F), ("(x+1)/2", T), ("(x + 1)/2", T))) == 1.0
+    assert majority_at(3, "an X-ray", votes(("a scan", F), ("an X ray", T), ("An x-ray", T))) == 1.0  # words: hyphens and case do not count
+
+
 def test_of_equal_votes_the_first_counts_and_no_vote_is_no_majority() -> None:
     assert majority_at(2, "7", votes(("8", F), ("7", T))) == 0.0
     assert majority_at(2, "7", votes(("7", T), ("8", F))) == 1.0
@@ -205,11 +211,6 @@ def test_confidence_is_the_chance_that_bradley_terry_gives() -> None:
     assert confidence_row("rm", "", [pair("p", 1e6, -1e6), pair("q", 1e6, -1e6)]).value == pytest.approx(0.0)
 
 
-def test_the_calibration_error_adds_the_gaps_of_the_bins() -> None:
-    """Bin .5 to .6: 2 pairs at .55, 1 right, gap .05 * 2 = .1. Bin .9 to 1: 2 at .95 and 1., both wrong, gap 1.95. (.1 + 1.95) / 4."""
-    assert calibration_error(np.array([0.55, 0.55, 0.95, 1.0]), np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.5125)
-
-
 QUESTION = "a man walks into a shop and buys seven red apples for his old mother"
 
 
@@ -219,6 +220,13 @@ def test_questions_that_training_data_repeats_are_counted_and_shown() -> None:
     (row,) = overlap_rows({"prompts": [QUESTION, "Why is the sky blue over the whole world, but not at night or at dusk?"]}, learned)
     assert (row.model, row.metric, row.value, row.n) == ("training data", "overlap/prompts", 0.5, 2)
     assert row.note == "1 in 1 rows of sft: chat, as row 2: a man walks into a shop and buys seven red apples for his"
+
+
+def test_a_question_that_is_there_twice_is_found_twice_however_short() -> None:
+    learned = {"sft": [Conversation("c", (Message("user", "What is it?"), Message("assistant", QUESTION)))]}
+    first, second = overlap_rows({"q": ["What is it?", "what is it", QUESTION, QUESTION, "And why?"], "r": ["And why?", "What is it?"]}, learned)
+    assert (first.metric, first.value, first.n) == ("overlap/q", 0.8, 5)
+    assert (second.metric, second.value, second.n) == ("overlap/r", 0.5, 2)
 
 
 def test_without_training_data_nothing_is_said_of_overlap() -> None:

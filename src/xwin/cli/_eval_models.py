@@ -98,7 +98,10 @@ def reward_model(
     from xwin.suites.reward_model import measure_sets
 
     folder = Path(find_reward_model(model).path)
-    sets = {path.name.split(".")[0]: _rows(path, Makes.PREFERENCES) for path in files}
+    names = [path.name.split(".")[0] for path in files]
+    if len(set(names)) < len(names):
+        raise UserError(f"two sets have one name: {', '.join(names)}", "SETS", "a set is named by its file: rename one")
+    sets = {name: _rows(path, Makes.PREFERENCES) for name, path in zip(names, files, strict=True)}
     learner = Learner(causal.load(folder, head="score", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
     rows = measure_sets(model, learner, load_template(folder, template), sets)
     texts = {name: [row.prompt[-1].text for row in found] for name, found in sets.items()}

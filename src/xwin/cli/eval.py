@@ -96,9 +96,11 @@ def alpaca(  # noqa: PLR0913, PLR0917 - an option each
 
       xwin eval alpaca labels.jsonl.gz --against gpt4 --csv leaderboard.csv
     """
+    from xwin.cli.judge import require_place
     from xwin.suites._alpaca_leaderboard import ranked, read_leaderboard, write_leaderboard
     from xwin.suites._alpaca_win_rate import incomparable, standing
 
+    require_place(csv)
     how = _fit(fit)
     folder = tables_folder(tables, files, needed=length_controlled or bool(reference))
     sets = _read(files, folder)
@@ -114,7 +116,8 @@ def alpaca(  # noqa: PLR0913, PLR0917 - an option each
         write_leaderboard(csv, rows)
     tests = _tests(sets, against) if against else {}
     if as_json:
-        print(json.dumps({"models": [_public(row) for row in rows]}, ensure_ascii=False, allow_nan=False))
+        compared = {"against": {"model": against, "models": {name: _difference(test) for name, test in tests.items()}}} if against else {}
+        print(json.dumps({"models": [_public(row) for row in rows]} | compared, ensure_ascii=False, allow_nan=False))
         return
     _show_leaderboard(rows, tests, against, length_controlled=length_controlled)
 
@@ -313,36 +316,32 @@ def _public(row: Standing) -> dict[str, Any]:
 
 
 def _verdict(first: str, second: str, rates: Sequence[float], test: Paired, needed: int | None) -> dict[str, Any]:
-    """Percent; `difference` is the second less the first; an end that is not known is null."""
-    more = None if needed is None else max(0, needed - test.n)
-    ends = {name: None if value != value else 100 * value for name, value in (("low", test.low), ("high", test.high))}
-    return {
-        "first": first,
-        "second": second,
-        "n": test.n,
-        "win_rates": list(rates),
-        "difference": 100 * test.difference,
-        **ends,
-        "p": test.p,
-        "decided": test.p < 0.05,
-        "n_needed": needed,
-        "n_more": 0 if test.p < 0.05 else more,
-    }
+    """Percent; `difference` is the second less the first."""
+    decided = test.p < 0.05
+    more = 0 if decided else None if needed is None else needed - test.n
+    names = {"first": first, "second": second, "win_rates": list(rates)}
+    return {**names, **_difference(test), "decided": decided, "n_needed": needed, "n_more": more}
+
+
+def _difference(test: Paired) -> dict[str, Any]:
+    """Percent; an end that is not known is null."""
+    low, high = (None if end != end else 100 * end for end in (test.low, test.high))
+    return {"n": test.n, "difference": 100 * test.difference, "low": low, "high": high, "p": test.p}
 
 
 def _decision(test: Paired, needed: int | None) -> str:
     if test.p < 0.05:
         return "The difference is real: p is below 0.05."
+    if needed is None and test.n == 1:
+        return "Open: one instruction says nothing of the others."
     if needed is None:
         return "Open: the two are equal so far, so no number of instructions would tell them apart."
-    more = max(0, needed - test.n)
-    if not more:
-        return "Open, though a test of this size finds such a difference 8 times in 10: judge as many again."
-    return f"Open. If it is as large as it looks, {needed} instructions of this kind would show it (power 80 %): {more} more."
+    return f"Open. If it is as large as it looks, {needed} instructions of this kind would show it (power 80 %): {needed - test.n} more."
 
 
 def _points(test: Paired) -> str:
-    return f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+    ends = "" if test.low != test.low else f" [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
+    return f"{100 * test.difference:+.2f} points{ends}"
 
 
 def _show_leaderboard(rows: Sequence[Standing], tests: dict[str, Paired], against: str, *, length_controlled: bool) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xwin.engines.base import Chat
+    from xwin.run.statistics import Interval
     from xwin.scorers._pairwise import Judging
     from xwin.suites._alpaca_win_rate import Standing
     from xwin.suites._judge_quality import Quality, Report
@@ -112,7 +113,7 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
     about = {"name": asking.name, "against": theirs.model} | _described(asking)
     if as_json:
         shown = {name: asdict(row)[name] for name in ("model", *SHOWN, "low", "high")}
-        print(json.dumps({"models": [shown], "judge": about, "account": asdict(found)}, allow_nan=False))
+        print(json.dumps({"models": [shown], "judge": about, "account": _known(asdict(found))}, allow_nan=False))
         return
     _show(row, theirs.model, found)
 
@@ -150,7 +151,7 @@ def judge_quality(  # noqa: PLR0913, PLR0917 - an option each
                 own = [asked_now(asking, votes.pairs, told, seeds=seeds)]
         reports.append(report(votes, own))
     if as_json:
-        print(json.dumps({"sets": [asdict(each) for each in reports]}, allow_nan=False))
+        print(json.dumps({"sets": [_known(asdict(each)) for each in reports]}, allow_nan=False))
         return
     for each in reports:
         _show_quality(each)
@@ -286,23 +287,37 @@ def _show_quality(found: Report) -> None:
 
     whole = found.n_full == found.n_pairs
     beside = "published" if whole else f"published, of all {found.n_full}: not reproducible from the {found.n_pairs} that are here"
-    kappas = ", ".join(f"{name.removeprefix('kappa_')} {value:.4f}" for name, value in found.people.items())
+    kappas = ", ".join(f"{name.removeprefix('kappa_')} {_shown(kappa, 4)}" for name, kappa in found.people.items())
     told = ", ".join(f"{value:.4f}" for value in found.people_published.values())
     people = f"; annotators agree with kappa {kappas}" + (f" ({beside}: {told})" if told else "") if kappas else ""
     print(f"{found.source}: {found.n_pairs} pairs{people}")
-    header = ["judge", "part", "n", "unread", "agreement", "95 %", "kappa", "first", "longer", "consistent", "variance", beside]
+    header = ["judge", "part", "n", "unread", "agreement", "kappa", "first", "longer", "consistent", "variance", beside]
     Console().table("", header, [_quality_cells(row) for row in found.judges])
     print()
 
 
 def _quality_cells(row: Quality) -> list[str]:
-    ends = "" if row.low is None or row.high is None else f"[{row.low:.1f}, {row.high:.1f}]"
     shares = (row.prefers_first, row.prefers_longer, row.consistent, row.variance)
     told = ", ".join(f"{name} {value:g}" for name, value in row.published.items())
-    kappa = "" if row.kappa is None else f"{row.kappa:.3f}"
-    first, longer, consistent, variance = ("" if value is None else f"{value:.1f}" for value in shares)
-    agreement = "" if row.agreement is None else f"{row.agreement:.2f}"
-    return [row.judge, row.part, str(row.n), str(row.n_unread), agreement, ends, kappa, first, longer, consistent, variance, told]
+    measured = [_shown(row.agreement, 2), _shown(row.kappa, 3), *(_shown(share, 1) for share in shares)]
+    return [row.judge, row.part, str(row.n), str(row.n_unread), *measured, told]
+
+
+def _shown(found: Interval | None, digits: int) -> str:
+    """Example: "53.6 [50.1, 57.0]"; "" where there is nothing."""
+    if found is None:
+        return ""
+    ends = f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if found.low == found.low else ""
+    return f"{found.value:.{digits}f}{ends}"
+
+
+def _known(value: Any) -> Any:
+    """The same for JSON, which has no nan: the end of an interval that is not known is null."""
+    if isinstance(value, dict):
+        return {name: _known(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in value]
+    return None if value != value else value
 
 
 def account_lines(found: Account) -> list[str]:
@@ -311,9 +326,9 @@ def account_lines(found: Account) -> list[str]:
     if found.n_questions:
         lines[0] += f", ${found.usd:.4f} (${found.usd_now:.4f} of it now), {found.seconds / found.n_questions:.2f} s a question"
     if found.first_preferred is not None:
-        lines.append(f"the output shown first was preferred {100 * found.first_preferred:.1f} % (50: no position bias)")
+        lines.append(f"the output shown first was preferred {_shown(found.first_preferred.scaled(100), 1)} % (50: no position bias)")
     if found.consistent is not None:
-        lines.append(f"both orders agree on {100 * found.consistent:.1f} %")
+        lines.append(f"both orders agree on {_shown(found.consistent.scaled(100), 1)} %")
     if found.n_drawn:
         lines.append(f"{found.n_drawn} labels were drawn by chance")
     if found.n_repeated:

@@ -1,13 +1,12 @@
-"""What people say to each other: Message, Conversation, Preference; reading and writing them as JSONL."""
+"""What people say to each other: Message, Conversation, Preference, and their rows of JSON."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -148,70 +147,10 @@ def preference_from_json(row: Json, where: str) -> Preference:
     return Preference(str(name), prompt, chosen, rejected, margin, _meta(row, where))
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, Json]]:
-    """(row number from 1, value) of each line that is not empty.
-
-    Raises:
-        DataError: the file is missing, not UTF-8, or a line is not JSON; names file and row.
-    """
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except FileNotFoundError:
-        raise DataError("no such file", str(path)) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise DataError(f"cannot be read: {error.strerror}", str(path)) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text ({error.reason} at byte {error.start} of a block)", str(path)) from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error.msg}", f"{path}:{number}", "each line must hold one JSON object") from None
-
-
-def read_conversations(path: Path) -> list[Conversation]:
-    """All conversations of a JSONL file, with ids made unique.
-
-    Raises:
-        DataError: names file and row.
-    """
-    return _unique([conversation_from_json(row, f"{path}:{number}") for number, row in read_jsonl(path)], path)
-
-
-def read_preferences(path: Path) -> list[Preference]:
-    """All preferences of a JSONL file.
-
-    Raises:
-        DataError: names file and row.
-    """
-    rows = [preference_from_json(row, f"{path}:{number}") for number, row in read_jsonl(path)]
-    if not rows:
-        raise DataError("holds no rows", str(path))
-    return rows
-
-
 def write_jsonl(path: Path, rows: Iterable[Json]) -> None:
     """One JSON object a line, UTF-8, keys in the order given."""
     with path.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _unique(rows: list[Conversation], path: Path) -> list[Conversation]:
-    """Rows that share an id (the same text twice) get a suffix: seeds hang on ids, and equal seeds would give equal samples."""
-    if not rows:
-        raise DataError("holds no rows", str(path))
-    names = {row.id for row in rows}  # a suffixed name must not meet one that another row brings
-    suffixes: dict[str, Iterator[int]] = {}
-    out = []
-    for row in rows:
-        name = row.id
-        if name in suffixes:
-            name = next(f"{row.id}.{i}" for i in suffixes[row.id] if f"{row.id}.{i}" not in names)
-        else:
-            suffixes[name] = itertools.count(1)
-        out.append(replace(row, id=name))
-    return out
 
 
 def _meta(row: Mapping[str, Json], where: str) -> dict[str, Json]:

@@ -229,8 +229,8 @@ class TextIndex:
     """How many were given."""
     runs: Mapping[tuple[str, ...], Sequence[tuple[tuple[str, ...], int]]] = field(repr=False)
     """First SHORT words of a run -> (the words after them, number of the text) of each run that begins so."""
-    whole: Mapping[tuple[str, ...], int] = field(repr=False)
-    """Texts of fewer than SHORT words -> number."""
+    whole: Mapping[tuple[str, ...], list[int]] = field(repr=False)
+    """Texts of fewer than SHORT words -> their numbers."""
 
     def hits(self, row: int, item: Item) -> list[Hit]:
         """The given texts that some message of a row repeats, in their order."""
@@ -241,8 +241,7 @@ class TextIndex:
         return [Hit(row, text, found[text]) for text in sorted(found)]
 
     def _repeated(self, said: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-        if said in self.whole:
-            yield self.whole[said], " ".join(said)
+        yield from ((text, " ".join(said)) for text in self.whole.get(said, ()))
         for start in range(len(said) - SHORT + 1):
             head = said[start : start + SHORT]
             for tail, text in self.runs.get(head, ()):
@@ -258,13 +257,13 @@ def text_index(name: str, texts: Iterable[str]) -> TextIndex:
         texts: the questions of a suite, for instance.
     """
     runs: dict[tuple[str, ...], list[tuple[tuple[str, ...], int]]] = {}
-    whole: dict[tuple[str, ...], int] = {}
+    whole: dict[tuple[str, ...], list[int]] = {}
     count = 0
     for number, text in enumerate(texts):
         count += 1
         said = words(text)
         if said and len(said) < SHORT:
-            whole.setdefault(said, number)
+            whole.setdefault(said, []).append(number)
         for start in range(max(1, len(said) - LONG + 1) if len(said) >= SHORT else 0):
             runs.setdefault(said[start : start + SHORT], []).append((said[start + SHORT : start + LONG], number))
     return TextIndex(name, count, runs, whole)

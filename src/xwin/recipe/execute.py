@@ -19,7 +19,7 @@ from xwin.run import _boards as boards
 from xwin.run import memory
 from xwin.run.artifacts import Network
 from xwin.run.directory import RunDirectory, StageRecord
-from xwin.run.facts import final_table, read_run
+from xwin.run.facts import Cell, final_table, read_run
 from xwin.run.following import following
 from xwin.run.manifest import command, git_state, hardware, versions
 from xwin.run.report import write_report
@@ -70,21 +70,29 @@ def run(recipe: Path, sets: Sequence[str], directory: Path | None, console: Cons
 
 
 def _show_results(run: RunDirectory, console: Console) -> None:
-    """The final table, accuracy by family, and what suites with questions of their own found: cells are the value with its 95 % interval."""
-    cells = read_run(run.path).table
+    """What each evaluate stage found: cells are the value with its 95 % interval."""
+    measured = [stage for stage in read_run(run.path).stages if stage.table]
+    for stage in measured:
+        for title, table in _tables(stage.table).items():
+            if len(table) > 1:
+                console.table(f"{stage.name}: {title}" if len(measured) > 1 else title, table[0], table[1:])
+
+
+def _tables(cells: Sequence[Cell]) -> dict[str, list[list[str]]]:
+    """The final table, accuracy by family, and what suites with questions of their own found."""
     rows = [asdict(cell) for cell in cells]
-    families = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("accuracy/")))
-    tables = {
+    families = list(dict.fromkeys(cell.metric for cell in cells if cell.metric.startswith("accuracy/")))
+    return {
         "results (95 % intervals)": final_table(rows),
         "accuracy by family": final_table(rows, families) if families else [],
+        "AlpacaEval, win rate, % (95 % intervals)": boards.alpaca_eval(cells),
         "foundation tasks, %": boards.foundation(cells),
         "tasks, % (95 % intervals)": boards.tasks(cells),
+        "MT-bench (95 % intervals)": boards.mt_bench(cells),
         "reward models (95 % intervals)": boards.reward_sets(cells),
+        "judges (95 % intervals)": boards.judges(cells),
         "overlap with training data": boards.contamination(cells),
     }
-    for title, table in tables.items():
-        if len(table) > 1:
-            console.table(title, table[0], table[1:])
 
 
 @contextmanager

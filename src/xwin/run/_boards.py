@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from xwin.run import plots
-from xwin.run.facts import Cell, cell_text, is_share
+from xwin.run.facts import ALPACA, ALPACA_LENGTH, Cell, cell_text, is_share
 
 Grid = list[list[str]]
 
@@ -41,18 +41,37 @@ TURNS: Mapping[str, str] = {"mt_bench_1": "first turn", "mt_bench_2": "second tu
 
 def rated(table: Sequence[Cell]) -> list[Cell]:
     """The win rates that models are ranked by: on AlpacaEval's instructions, else a judge's on the stage's prompts, else the gold scorer's."""
-    found = ([c for c in table if c.metric == metric] for metric in ("alpaca_eval", "judged", "win_rate"))
-    return next(filter(None, found), [])
+    metrics = list(dict.fromkeys(c.metric for c in table))
+    wanted = [*(m for m in metrics if m.startswith(ALPACA)), "judged", "win_rate"]
+    best = next((m for m in wanted if m in metrics), None)
+    return [c for c in table if c.metric == best]
+
+
+def lengths(table: Sequence[Cell]) -> tuple[dict[str, Cell], str]:
+    """How long the answers are that `rated` is about, by model, and the head of their column."""
+    best = next((c.metric for c in rated(table)), "")
+    metric, head = (best.replace(ALPACA, ALPACA_LENGTH), "length, characters") if best.startswith(ALPACA) else ("length", "length, tokens")
+    return {c.model: c for c in table if c.metric == metric}, head
 
 
 def leaderboard(table: Sequence[Cell]) -> Grid:
     """Models by their win rate, the best first, with interval, length and n; empty where no win rate was measured."""
     ranked = sorted(rated(table), key=lambda c: -c.value)
-    lengths = {c.model: c for c in table if c.metric == "length"}
-    against = dict.fromkeys(c.against for c in ranked if c.against)
-    head = ["model", "win rate, %" + (f", against {next(iter(against))}" if len(against) == 1 else ""), "length, tokens", "n"]
-    rows = [[c.model, cell_text(c), cell_text(lengths[c.model]) if c.model in lengths else "", str(c.n)] for c in ranked]
-    return [head, *rows] if rows else []
+    known, head = lengths(table)
+    rows = [[c.model, cell_text(c), cell_text(known[c.model]) if c.model in known else "", str(c.n)] for c in ranked]
+    return [["model", f"win rate, %{_against(ranked[0])}", head, "n"], *rows] if rows else []
+
+
+def _against(cell: Cell) -> str:
+    """Whom a win rate is against, where its row says so. (Of other metrics `Cell.against` is the model of the paired test.)"""
+    name = cell.metric.removeprefix(ALPACA) if cell.metric.startswith(ALPACA) else cell.against if cell.metric == "win_rate" else ""
+    return f", against {name}" if name else ""
+
+
+def alpaca_eval(table: Sequence[Cell]) -> Grid:
+    """AlpacaEval's win rate, a row for each model that is to be beaten; empty where none was."""
+    named = dict.fromkeys(c.metric for c in table if c.metric.startswith(ALPACA))
+    return side_by_side(table, "against", {metric: metric.removeprefix(ALPACA) for metric in named})
 
 
 def foundation(table: Sequence[Cell]) -> Grid:
@@ -111,8 +130,8 @@ def contamination(table: Sequence[Cell]) -> Grid:
 
 def win_rate_dots(table: Sequence[Cell]) -> list[plots.Dot]:
     """Each model's win rate over its length, both as far as they are known, in the order of the table."""
-    lengths = {c.model: c.value for c in table if c.metric == "length"}
-    return [plots.Dot(c.model, lengths[c.model], 100 * c.value, 100 * c.low, 100 * c.high) for c in rated(table) if c.model in lengths]
+    known, _ = lengths(table)
+    return [plots.Dot(c.model, known[c.model].value, 100 * c.value, 100 * c.low, 100 * c.high) for c in rated(table) if c.model in known]
 
 
 def categories(table: Sequence[Cell], prefix: str, models: Sequence[str]) -> tuple[list[str], list[list[plots.Whisker]]]:

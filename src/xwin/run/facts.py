@@ -23,11 +23,14 @@ T = TypeVar("T")
 MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl", "stages", ".lock")
 """A folder that holds one of these is a run directory."""
 
-SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged", "alpaca_eval", "mt_bench_wins"})
+SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged", "mt_bench_wins"})
 """Metrics of the final table that are shares, shown in percent."""
 
+ALPACA, ALPACA_LENGTH = "alpaca_eval/", "alpaca_length/"
+"""What the names of AlpacaEval's win rates begin with, and those of the answers' lengths; then comes the model that is to be beaten."""
+
 SHARED = (
-    *("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/"),
+    *("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/", ALPACA),
     *("judge_agreement/", "judge_first/", "judge_longer/", "judge_consistent/", "judge_variance/"),
 )
 """What the names of other such metrics begin with."""

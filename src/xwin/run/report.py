@@ -23,7 +23,7 @@ from xwin.run import _boards as boards
 from xwin.run import plots
 from xwin.run.cards import DataCard, PromptCard, RewardCard
 from xwin.run.events import CATALOGUE, Unit
-from xwin.run.facts import Cell, RunFacts, Sample, StageFacts, final_table, ordered, read_run
+from xwin.run.facts import ALPACA, Cell, RunFacts, Sample, StageFacts, final_table, ordered, read_run
 from xwin.run.storage import write_atomic
 
 CURVES: Mapping[str, tuple[str, ...]] = {
@@ -50,7 +50,6 @@ WHOLE: Mapping[str, str] = {
     "accuracy": "accuracy, all families",
     "win_rate": "win rate",
     "judged": "win rate, judged",
-    "alpaca_eval": "win rate on AlpacaEval",
     "mt_bench_wins": "MT-bench, games won",
 }
 """Metrics over everything that are drawn with their intervals -> the name of the plot."""
@@ -259,6 +258,7 @@ def _result(stage: StageFacts) -> Result:
     tables = (
         ("", final_table(rows, others) if others else []),
         ("Leaderboard", boards.leaderboard(stage.table)),
+        ("AlpacaEval, win rate, %", boards.alpaca_eval(stage.table)),
         ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
         ("Foundation tasks, %", boards.foundation(stage.table)),
         ("Tasks, %", boards.tasks(stage.table)),
@@ -276,10 +276,10 @@ def _result(stage: StageFacts) -> Result:
 def _comparisons(stage: StageFacts) -> Iterator[Figure]:
     """Accuracy and win rate with their intervals, win rate against length, and bars by category."""
     metrics = ordered([cell.metric for cell in stage.table])
-    for metric in (m for m in metrics if m in WHOLE):
+    for metric in (m for m in metrics if m in WHOLE or m.startswith(ALPACA)):
         yield _dots(stage.name, stage.table, metric)
     if dots := boards.win_rate_dots(stage.table):
-        svg = plots.scatter(f"{stage.name}/win rate and length", dots, x="length, tokens", y="win rate, %")
+        svg = plots.scatter(f"{stage.name}/win rate and length", dots, x=boards.lengths(stage.table)[1], y="win rate, %")
         yield Figure("win rate against length", "", "a judge that likes length puts long answers high", Markup(svg))
     for metric in (m for m in metrics if m.startswith("accuracy/")):
         yield _dots(stage.name, stage.table, metric)
@@ -302,7 +302,7 @@ def _dots(stage: str, table: Sequence[Cell], metric: str) -> Figure:
     cells = [c for c in table if c.metric == metric]
     rows = [plots.Whisker(c.model, 100 * c.value, 100 * c.low, 100 * c.high) for c in cells]
     counts = sorted({c.n for c in cells})
-    name = WHOLE.get(metric, metric.removeprefix("accuracy/"))
+    name = WHOLE.get(metric, metric.removeprefix("accuracy/").replace(ALPACA, "win rate on AlpacaEval, against "))
     return Figure(name, f"%, n = {' or '.join(map(str, counts))}", "", Markup(plots.whiskers(f"{stage}/{metric}", rows, low=-2, high=102)))
 
 

@@ -1,8 +1,9 @@
 """How sure a number is: intervals and paired tests, thin over scipy. Everything here is 95 % and two-sided.
 
 A share of yes and no gets `proportion`, a mean of numbers (a win rate with ties as one half, a length, a KL) gets `mean_interval` or, where the
-published practice is to resample, `bootstrap_interval`. Two models over the same prompts get `paired` (passed or not) or `paired_means` (numbers);
-`prompts_needed` says how many prompts would decide what is still open. scipy.stats takes a second to import, so it is imported when it is used.
+published practice is to resample, `bootstrap_interval`; where several values belong to one prompt, `clustered`. Two models over the same prompts get
+`paired` (passed or not) or `paired_means` (numbers); `prompts_needed` says how many prompts would decide what is still open. scipy.stats takes a
+second to import, so it is imported when it is used.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class Interval:
     high: float
     n: int
     """How many draws it rests on."""
+
+    def scaled(self, factor: float) -> Interval:
+        """The same in another unit: a share times 100 is percent."""
+        return Interval(factor * self.value, factor * self.low, factor * self.high, self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,45 @@ def mean_interval(values: Sequence[float], *, bounds: tuple[float, float] = (-ma
     return Interval(mean, max(float(low), bounds[0]), min(float(high), bounds[1]), n)
 
 
+def clustered(groups: Sequence[Sequence[float]]) -> Interval:
+    """The mean of values in 0..1 of which those of a group belong together, as all votes on one pair do: only groups are independent.
+
+    Student's t over groups, by `ratio_error`; Wilson's interval where every group says yes or no as a whole.
+
+    Args:
+        groups: values of each, at least one; none gives nan throughout.
+    """
+    values = [value for group in groups for value in group]
+    if not values:
+        return mean_interval([])
+    shares = [math.fsum(group) / len(group) for group in groups]
+    alike = len({len(group) for group in groups}) == 1 or len(set(shares)) == 1
+    if alike and set(shares) <= {0.0, 1.0}:
+        return proportion(sum(shares), len(groups))
+    mean = math.fsum(values) / len(values)
+    if len(groups) == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    from scipy import stats
+
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(groups) - 1)) * ratio_error(groups)
+    return Interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), len(groups))
+
+
+def ratio_error(groups: Sequence[Sequence[float]]) -> float:
+    """Standard error of the mean over all values of several groups: that of a ratio estimator (Cochran 1977, "Sampling techniques", section 2.11),
+    sd of (sum - mean * count) over groups, by sqrt(groups) * mean count. 0 of one group, of which nothing is known.
+
+    Args:
+        groups: at least one, of at least one value each.
+    """
+    n, count = len(groups), sum(map(len, groups))
+    if n < 2:
+        return 0.0
+    mean = math.fsum(map(math.fsum, groups)) / count
+    off = [math.fsum(group) - mean * len(group) for group in groups]  # their mean is 0
+    return math.sqrt(math.fsum(x * x for x in off) / (n - 1) * n) / count
+
+
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Is the second better? Exact McNemar test: a sign test (scipy.stats.binomtest) over the prompts on which the two differ.
 
@@ -135,6 +179,8 @@ def bootstrap_interval(values: Sequence[float], *, seed: int, resamples: int = 2
 def paired_means(first: Sequence[float], second: Sequence[float]) -> Paired:
     """Is the mean of the second higher? Student's paired t test (scipy.stats.ttest_rel) and its interval of the difference.
 
+    Where every prompt gains the same there is no spread to measure the gain by: the sign test counts the prompts then.
+
     Args:
         first: a number per prompt.
         second: the same prompts in the same order. Where the two never differ, or there is one prompt alone, p = 1.
@@ -146,8 +192,8 @@ def paired_means(first: Sequence[float], second: Sequence[float]) -> Paired:
     spread = mean_interval(gains)
     if len(gains) < 2 or not any(gains):
         return Paired(spread.value, spread.low, spread.high, 1.0, spread.n)
-    if min(gains) == max(gains):  # the same gain on every prompt: no spread to measure it by
-        return Paired(spread.value, spread.low, spread.high, 0.0, spread.n)
+    if _alike(gains):
+        return Paired(spread.value, spread.low, spread.high, 2.0 ** (1 - spread.n), spread.n)
     from scipy import stats
 
     return Paired(spread.value, spread.low, spread.high, float(stats.ttest_rel(second, first).pvalue), spread.n)
@@ -165,15 +211,15 @@ def prompts_needed(first: Sequence[float], second: Sequence[float], *, power: fl
         power: chance that the test then decides, in (0.05, 1).
 
     Returns:
-        At least 2; None where no number would do: no difference was seen, or one prompt alone says nothing of the spread.
+        At least 2; None where no number would do: no difference was seen, or one prompt alone says nothing of the spread. Where every prompt
+        gains the same, as many as the sign test needs.
     """
     gains = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     if len(gains) < 2 or gains.mean() == 0:
         return None
-    spread = float(gains.std(ddof=1))
-    if spread == 0:
-        return 2
-    effect = abs(float(gains.mean())) / spread
+    if _alike(gains.tolist()):
+        return math.ceil(1 - math.log2(1 - CONFIDENCE))
+    effect = abs(float(gains.mean())) / float(gains.std(ddof=1))
     from scipy import stats
 
     two_sided = 1 - (1 - CONFIDENCE) / 2
@@ -183,3 +229,8 @@ def prompts_needed(first: Sequence[float], second: Sequence[float], *, power: fl
         if stats.nct.sf(edge, n - 1, centre) + stats.nct.cdf(-edge, n - 1, centre) >= power:
             return n
         n += 1
+
+
+def _alike(gains: Sequence[float]) -> bool:
+    """Whether all are the same but for rounding."""
+    return max(gains) - min(gains) <= 1e-9 * max(map(abs, gains))

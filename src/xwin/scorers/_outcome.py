@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 from xwin.data.rollout import Group, Score
@@ -30,7 +31,7 @@ def has_failed(score: Score | None) -> bool:
 
 
 def score_of(value: Any) -> Score:
-    """A number, a truth value or a Score as a Score.
+    """A number, numpy's too, a truth value or a Score as a Score of plain numbers.
 
     Raises:
         ScorerError: it is none of them, or not finite; the message has no place, the caller knows it.
@@ -38,7 +39,7 @@ def score_of(value: Any) -> Score:
     if isinstance(value, Score):
         numbers = [value.value, *value.parts.values()]
         if all(_is_finite(number) for number in numbers):
-            return value
+            return Score(float(value.value), {name: float(part) for name, part in value.parts.items()}, value.note)
         raise ScorerError(f"the scorer returned a score that is not finite: {value}")
     if not _is_finite(value):
         raise ScorerError(f"the scorer returned {value!r}: not a finite number")
@@ -46,7 +47,10 @@ def score_of(value: Any) -> Score:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def complete(groups: Sequence[Group], scores: Any) -> list[list[Score]]:

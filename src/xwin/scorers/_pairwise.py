@@ -52,6 +52,8 @@ class Judgement:
     """Empty where nobody was asked: equal outputs, or a judge that computes."""
     drawn: bool = False
     """Whether chance said so, in the judge's stead."""
+    note: str = ""
+    """Why there is no preference, where nobody was asked."""
 
 
 class Judging(Protocol):

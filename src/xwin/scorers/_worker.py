@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, TextIO
 
 from xwin.scorers._named import named
@@ -22,6 +25,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
+    Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     try:
         function = _found(*sys.argv[1:])
     except Exception as error:  # noqa: BLE001 - whatever importing someone's module raises is reported to the parent
@@ -30,6 +34,13 @@ def main() -> None:
     _say(answers, {"value": "ready"})
     for line in tasks:
         _say(answers, _call(function, json.loads(line)))
+
+
+def _watch(parent: int) -> None:
+    """Ends this process and what it has started when the one that asks is gone: killed in the middle of a call, it can enforce no time limit."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _found(target: str, argument: str | None = None) -> Callable[[Any], Any]:

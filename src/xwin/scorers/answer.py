@@ -93,7 +93,7 @@ def vote(right: str, text: str) -> str | None:
     found = quantity(given)
     if found is not None:
         return f"{found.value}{'%' * found.percent}"
-    return " ".join(WORD_OR_SIGN.findall(plain(given).casefold())) or _bare(given)
+    return (_said(given) if WORDS.fullmatch(right) else "") or _bare(given)
 
 
 def _comparison(right: str, tolerance: float) -> tuple[Callable[[str, str], Verdict], Callable[[str], str | None]]:
@@ -127,8 +127,12 @@ def _same_number(right: str, given: str, tolerance: float) -> Verdict:
 
 
 def _same_words(right: str, given: str) -> Verdict:
-    said, wanted = (" ".join(WORD_OR_SIGN.findall(plain(text).casefold())) for text in (given, right))
-    return said == wanted, f"{given}, right is {right}"
+    return _said(given) == _said(right), f"{given}, right is {right}"
+
+
+def _said(text: str) -> str:
+    """The words of a text, and the signs that make it none; case, punctuation and hyphens do not count."""
+    return " ".join(WORD_OR_SIGN.findall(plain(text).casefold()))
 
 
 def _same_formula(right: str, given: str) -> Verdict:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt
@@ -125,8 +126,10 @@ def _sent(found: Any) -> Any:
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, Score):
-        return {"value": value.value, "parts": dict(value.parts), "note": value.note}
-    return value if isinstance(value, int | float) else None if value is None else repr(value)
+        return {"value": _frozen(value.value), "parts": {name: _frozen(part) for name, part in value.parts.items()}, "note": value.note}
+    if isinstance(value, Real):
+        return value if isinstance(value, int) else float(value)
+    return None if value is None else repr(value)
 
 
 def _thawed(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ from xwin.run.console import Console
 from xwin.run.directory import StageDirectory
 from xwin.run.guards import Guard
 from xwin.run.signals import StopFlag
+from xwin.run.storage import write_atomic
 from xwin.scorers.base import Scorer, ScorerKind
 from xwin.seeds import derive
 from xwin.stages._inputs import Resolved
@@ -115,6 +118,10 @@ class Context:
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
         return path
+
+    def leave(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See suites.base.Workshop."""
+        write_atomic(self.folder / re.sub(r"[^\w.-]+", "-", name), json.dumps(rows, indent=1) + "\n")
 
     def path(self, ref: str) -> Path:
         """The file or folder a reference points at."""

@@ -21,7 +21,7 @@ from xwin.engines.local import Local
 from xwin.learning.learner import AnyLearner
 from xwin.models.hub import TemplateName
 from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
-from xwin.run.facts import SHARES
+from xwin.run.facts import ALPACA, SHARES
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
 from xwin.scorers.base import ScorerKind
@@ -125,6 +125,7 @@ class Evaluate(Stage):
             problems.append(("reference", f"no row is named '{self.reference}'", known))
         if (self.judge is None) == any(isinstance(suite, Judged) for suite in self.suites):
             problems.append(("judge", "a judge and the suite `judged` belong together", "give both, or neither"))
+        problems += self._told_twice()
         for i, c in enumerate(self.contenders):
             if c.before is not None and c.before not in names[:i]:
                 problems.append((f"contenders[{i}].before", f"no earlier row is named '{c.before}'", known))
@@ -145,6 +146,12 @@ class Evaluate(Stage):
             problems.append(("suites", what, f"set n: {self._needed()} in a row of contenders"))
         return problems
 
+    def _told_twice(self) -> list[tuple[str, str, str]]:
+        """Suites whose rows would have the names of another's."""
+        told = [(suite.kind, suite.distinct()) for suite in self.suites]
+        what, fix = "another suite of this kind writes rows of the same names", "give it an evaluate stage of its own"
+        return [(f"suites[{i}]", what, fix) for i, each in enumerate(told) if each in told[:i]]
+
     def _needed(self) -> int:
         """Answers to a prompt that the suites need of some row."""
         return max((suite.least_samples() for suite in self.suites), default=1)
@@ -152,7 +159,10 @@ class Evaluate(Stage):
     def run(self, ctx: Context) -> None:
         evidence = self._evidence(ctx)
         rows = [row for suite in self.suites for row in suite.measure(evidence)]
-        questions = {name: texts for suite in self.suites for name, texts in suite.questions(evidence).items()}
+        questions: dict[str, Sequence[str]] = {}
+        for suite in self.suites:
+            for name, texts in suite.questions(evidence).items():
+                questions[name if questions.get(name, texts) == texts else f"{name} of {suite.kind}"] = texts
         self._write(ctx, evidence, [*rows, *overlap_rows(questions, ctx.learned())])
 
     def _evidence(self, ctx: Context) -> Evidence:
@@ -246,7 +256,7 @@ class Evaluate(Stage):
         ]
         write_jsonl(ctx.folder / "samples.jsonl", shown)
         write_atomic(ctx.out("table"), json.dumps([row.to_json() for row in rows], indent=1) + "\n")
-        ctx.metrics |= {f"{row.metric}/{row.model}": row.value for row in rows if row.metric in SHARES}
+        ctx.metrics |= {f"{row.metric}/{row.model}": row.value for row in rows if row.metric in SHARES or row.metric.startswith(ALPACA)}
 
 
 def picked(answers: Sequence[Answer]) -> Answer:

@@ -11,7 +11,7 @@ from pathlib import Path
 from xwin.errors import DataError
 from xwin.run.storage import write_atomic
 from xwin.suites._alpaca_win_rate import Standing
-from xwin.suites._records import Record, records
+from xwin.suites._records import Record, read_text, records
 
 VERSION_1 = (
     "win_rate",
@@ -84,15 +84,14 @@ def read_leaderboard(path: Path) -> list[Standing]:
 
 def _csv_records(path: Path) -> Iterable[Record]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError("no such file", str(path)) from None
-    reader = csv.reader(io.StringIO(text))
-    header = next(reader, [])
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise DataError(f"is no csv file: {error}", str(path)) from None
+    header = rows[0] if rows else []
     if "win_rate" not in header:
         raise DataError("is no leaderboard: its first line has no column win_rate", str(path))
-    for cells in reader:
-        where = f"{path}:{reader.line_num}"
+    for number, cells in enumerate(rows[1:], 2):
+        where = f"{path}:{number}"
         if len(cells) != len(header):
             raise DataError(f"has {len(cells)} cells, but the first line {len(header)}", where)
         named = dict(zip(header, cells, strict=True))

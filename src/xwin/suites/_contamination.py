@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.hygiene import Hit, overlaps, text_index
@@ -20,14 +21,20 @@ def overlap_rows(questions: Mapping[str, Sequence[str]], training: Mapping[str, 
     Returns:
         A row per set; its note says in which data they were found, and the first words.
     """
-    return [_row(name, texts, training) for name, texts in questions.items() if training and texts]
+    asked = {name: texts for name, texts in questions.items() if texts}
+    if not asked or not training:
+        return []
+    index = text_index("questions", chain.from_iterable(asked.values()))
+    hits = {source: overlaps(rows, index) for source, rows in training.items()}  # every row is read once, whatever is asked
+    ends = accumulate(map(len, asked.values()))
+    return [_row(name, range(end - len(texts), end), hits) for (name, texts), end in zip(asked.items(), ends, strict=True)]
 
 
-def _row(name: str, texts: Sequence[str], training: Mapping[str, Iterable[Conversation | Preference]]) -> Row:
-    index = text_index(name, texts)
-    hits: dict[str, list[Hit]] = {source: overlaps(rows, index) for source, rows in training.items()}
-    found = {hit.text for mine in hits.values() for hit in mine}
-    return Row.of("training data", f"overlap/{name}", proportion(len(found), len(texts)), note="; ".join(_said(hits)) or "none")
+def _row(name: str, numbers: range, hits: Mapping[str, Sequence[Hit]]) -> Row:
+    """Of the set whose questions have these numbers."""
+    mine = {source: [hit for hit in found if hit.text in numbers] for source, found in hits.items()}
+    found = {hit.text for each in mine.values() for hit in each}
+    return Row.of("training data", f"overlap/{name}", proportion(len(found), len(numbers)), note="; ".join(_said(mine)) or "none")
 
 
 def _said(hits: Mapping[str, Sequence[Hit]]) -> list[str]:

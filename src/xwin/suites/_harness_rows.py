@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xwin.errors import DataError
-from xwin.run.statistics import Interval, mean_interval, proportion
+from xwin.run.statistics import Interval, mean_interval, proportion, ratio_error
 from xwin.suites.base import Row
 
 Records = Sequence[Mapping[str, Any]]
@@ -119,12 +119,9 @@ def _mean_of_means(model: str, metric: str, groups: Sequence[Sequence[float]], n
 
 
 def _ratio(model: str, measure: Measure, groups: Sequence[Sequence[float]]) -> Row:
-    """The mean over all verdicts. Those of one document are not independent, so the error is that of a ratio estimator over documents
-    (Cochran 1977, "Sampling techniques", section 2.11): sd of (sum - ratio * count) over documents, by sqrt(documents) * mean count."""
+    """The mean over all verdicts. Those of one document are not independent."""
     count = sum(map(len, groups))
-    ratio = math.fsum(map(math.fsum, groups)) / count
-    spread = standard_error([math.fsum(g) - ratio * len(g) for g in groups])
-    error = spread / (count / len(groups))
+    ratio, error = math.fsum(map(math.fsum, groups)) / count, ratio_error(groups)
     low, high = max(0.0, ratio - NORMAL * error), min(1.0, ratio + NORMAL * error)
     note = f"{measure.note}; {count} instructions"
     return replace(Row.of(model, measure.name, Interval(ratio, low, high, len(groups)), note=note), stderr=error)

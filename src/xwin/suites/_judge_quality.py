@@ -5,15 +5,16 @@ Definitions of alpaca_eval's table of judges (github.com/tatsu-lab/alpaca_eval),
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from xwin.errors import MissingExtra
-from xwin.run.statistics import Interval, mean_interval, proportion
+from xwin.run.statistics import Interval, clustered, mean_interval
 from xwin.suites._judge_votes import Vote, Votes, VoteSet
 from xwin.suites._records import records
 
@@ -38,7 +39,7 @@ STATISTICS = "llmbar_judge_statistics.jsonl.gz"
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A judge on a set of pairs. Shares are percent; None where the set cannot say."""
+    """A judge on a set of pairs. Intervals are 95 %, over the pairs they rest on; shares are percent; None where the set cannot say."""
 
     judge: str
     part: str
@@ -47,25 +48,22 @@ class Quality:
     """Pairs the judge was asked about."""
     n_unread: int
     """Answers that could not be read; as in the published numbers they count as a vote for equal."""
-    agreement: float | None
-    """With the vote of most people, mean over a judge's votes on a pair."""
-    low: float | None
-    high: float | None
-    """95 % interval: Wilson for one vote per pair, else Student's t over pairs."""
-    kappa: float | None
+    agreement: Interval | None
+    """Of its votes, those that most people give too."""
+    kappa: Interval | None
     """Cohen's, of its first vote and people's."""
     precision: float | None
     recall: float | None
     f1: float | None
     """Means over the classes 0, 1, 2, where people said "equal" too."""
-    prefers_first: float | None
+    prefers_first: Interval | None
     """Of its decided votes, those for the output shown first."""
-    consistent: float | None
+    consistent: Interval | None
     """Pairs on which both orders have the same winner."""
-    prefers_longer: float | None
+    prefers_longer: Interval | None
     """Of its decided first votes on pairs that differ by more than 30 characters."""
-    variance: float | None
-    """Mean share of votes that differ from what most of the same judge's other votes say."""
+    variance: Interval | None
+    """Of its votes, those that differ from what most of the same judge's other votes on the pair say."""
     published: Mapping[str, float]
     """The published values, of the whole set."""
 
@@ -79,7 +77,7 @@ class Report:
     n_pairs: int
     n_full: int
     """Pairs of the whole published set. Published values are of it: fewer pairs cannot reproduce them."""
-    people: Mapping[str, float]
+    people: Mapping[str, Interval]
     """Cohen's kappa between annotators: kappa_12 ... Empty where a pair has one label, or none."""
     people_published: Mapping[str, float]
     judges: tuple[Quality, ...]
@@ -105,29 +103,42 @@ def most(votes: Sequence[Vote | None]) -> Vote | None:
     return counts[0][0] if len(counts) == 1 or (counts and counts[0][1] > counts[1][1]) else None
 
 
-def _kappas(people: Sequence[Sequence[Vote]]) -> dict[str, float]:
+def _kappas(people: Sequence[Sequence[Vote]]) -> dict[str, Interval]:
     """Between every two annotators."""
     columns = list(zip(*people, strict=True))
     return {f"kappa_{i + 1}{j + 1}": _kappa(columns[i], columns[j]) for i, j in combinations(range(len(columns)), 2)}
 
 
-def _kappa(first: Sequence[Vote], second: Sequence[Vote]) -> float:
+def _kappa(first: Sequence[Vote], second: Sequence[Vote]) -> Interval:
+    """Cohen's kappa and its jackknife interval, Student's t over pairs (Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 11):
+    each pair is left out once. Pairs with equal votes count as one another, so there are at most nine kinds of them."""
+    counts, n = Counter(zip(first, second, strict=True)), len(first)
+    whole = _kappa_of(counts)
+    if n == 1:
+        return Interval(whole, math.nan, math.nan, 1)
+    without = {votes: _kappa_of(counts - Counter([votes])) for votes in counts}
+    spread = mean_interval([n * whole - (n - 1) * without[votes] for votes in zip(first, second, strict=True)])
+    half = (spread.high - spread.low) / 2
+    return Interval(whole, max(whole - half, -1.0), min(whole + half, 1.0), n)
+
+
+def _kappa_of(counts: Mapping[tuple[Vote, Vote], int]) -> float:
+    """Of a table of votes: (first, second) -> pairs."""
     try:
         from sklearn.metrics import cohen_kappa_score
     except ImportError:
         raise MissingExtra("scikit-learn", "eval") from None
-    if len({*first, *second}) == 1:  # all say one thing: by chance they would too, so there is nothing to measure
+    if len({vote for votes in counts for vote in votes}) == 1:  # all say one thing: by chance they would too, so there is nothing to measure
         return 1.0
-    return float(cohen_kappa_score(first, second))
+    first, second = zip(*counts, strict=True)
+    return float(cohen_kappa_score(first, second, sample_weight=list(counts.values())))
 
 
 def _quality(votes: VoteSet, majority: Sequence[Vote | None], judge: Votes, part: str) -> Quality:
     chosen = [i for i, mine in enumerate(judge.votes) if mine and (not part or votes.parts[i] == part)]
     mine = [judge.votes[i] for i in chosen]
-    judged = [(majority[i], judge.votes[i]) for i in chosen if majority and majority[i] is not None]
-    agreed = [sum((vote or 0) == label for vote in said) / len(said) for label, said in judged]
-    interval = _interval(agreed)
-    firsts = [(label, said[0] or 0) for label, said in judged if label is not None]
+    judged = [(label, judge.votes[i]) for i in chosen if majority and (label := majority[i]) is not None]
+    firsts = [(label, said[0] or 0) for label, said in judged]
     several = {0, 1, 2} <= {label for label, _ in firsts}
     precision, recall, f1 = _macro(firsts) if several else (None, None, None)
     return Quality(
@@ -135,26 +146,23 @@ def _quality(votes: VoteSet, majority: Sequence[Vote | None], judge: Votes, part
         part,
         len(mine),
         sum(vote is None for said in mine for vote in said),
-        agreement=100 * interval.value if interval else None,
-        low=100 * interval.low if interval else None,
-        high=100 * interval.high if interval else None,
+        agreement=_percent([(vote or 0) == label for vote in said] for label, said in judged),
         kappa=_kappa([label for label, _ in firsts], [vote for _, vote in firsts]) if firsts else None,
         precision=precision,
         recall=recall,
         f1=f1,
-        prefers_first=_percent(_shown_first(judge, mine)),
-        consistent=_percent([said[0] == said[1] for said in mine if None not in said]) if judge.repeats == "orders" else None,
-        prefers_longer=_percent(_longer(votes, judge, chosen)),
-        variance=_percent(_turns(_under_seeds(judge, chosen))),
+        prefers_first=_percent(_shown_first(judge, said) for said in mine),
+        consistent=_percent([said[0] == said[1]] for said in mine if None not in said) if judge.repeats == "orders" else None,
+        prefers_longer=_percent(_longer(votes, judge, i) for i in chosen),
+        variance=_percent(_turns(said) for said in _under_seeds(judge, chosen)),
         published=_published(votes, judge.judge, part),
     )
 
 
-def _interval(agreed: Sequence[float]) -> Interval | None:
-    if not agreed:
-        return None
-    whole = all(share in (0.0, 1.0) for share in agreed)
-    return proportion(sum(agreed), len(agreed)) if whole else mean_interval(agreed, bounds=(0.0, 1.0))
+def _percent(groups: Iterable[Sequence[bool]]) -> Interval | None:
+    """The share of hits over the pairs that have any to count; a group is what is counted of one pair."""
+    found = clustered([group for group in groups if group])
+    return found.scaled(100) if found.n else None
 
 
 def _macro(firsts: Sequence[tuple[Vote, Vote]]) -> tuple[float, float, float]:
@@ -165,22 +173,19 @@ def _macro(firsts: Sequence[tuple[Vote, Vote]]) -> tuple[float, float, float]:
     return 100 * float(found[0]), 100 * float(found[1]), 100 * float(found[2])
 
 
-def _shown_first(judge: Votes, mine: Sequence[Sequence[Vote | None]]) -> list[bool]:
-    """Of each decided vote, whether it is for the output shown first: the swapped ones show output 2 first. `longest` sees no order."""
+def _shown_first(judge: Votes, said: Sequence[Vote | None]) -> list[bool]:
+    """Of a pair's decided votes, whether each is for the output shown first: a swapped one shows output 2 first. `longest` sees no order."""
     if judge.judge == LONGEST:
         return []
     swapped = judge.repeats == "orders"
-    return [vote == (2 if swapped and k == 1 else 1) for said in mine for k, vote in enumerate(said) if vote in (1, 2)]
+    return [vote == (2 if swapped and k == 1 else 1) for k, vote in enumerate(said) if vote in (1, 2)]
 
 
-def _longer(votes: VoteSet, judge: Votes, chosen: Sequence[int]) -> list[bool]:
-    out = []
-    for i in chosen:
-        ahead = len(votes.pairs[i].output_2) - len(votes.pairs[i].output_1)
-        vote = judge.votes[i][0]
-        if abs(ahead) > CLEARLY and vote in (1, 2):
-            out.append(vote == (2 if ahead > 0 else 1))
-    return out
+def _longer(votes: VoteSet, judge: Votes, i: int) -> list[bool]:
+    """Whether the first vote on a pair is for the longer output; nothing where none is clearly longer, or the vote is not decided."""
+    ahead = len(votes.pairs[i].output_2) - len(votes.pairs[i].output_1)
+    vote = judge.votes[i][0]
+    return [vote == (2 if ahead > 0 else 1)] if abs(ahead) > CLEARLY and vote in (1, 2) else []
 
 
 def _under_seeds(judge: Votes, chosen: Sequence[int]) -> Sequence[Sequence[Vote | None]]:
@@ -189,25 +194,16 @@ def _under_seeds(judge: Votes, chosen: Sequence[int]) -> Sequence[Sequence[Vote 
     return [told[i] for i in chosen] if told else []
 
 
-def _turns(mine: Sequence[Sequence[Vote | None]]) -> list[bool]:
-    """Of each vote, whether it differs from what most of the judge's other votes on the pair say; ties among the others are left out."""
-    out = []
-    for said in mine:
-        for k, vote in enumerate(said):
-            others = most([*said[:k], *said[k + 1 :]])
-            if vote is not None and others is not None:
-                out.append(vote != others)
-    return out
+def _turns(said: Sequence[Vote | None]) -> list[bool]:
+    """Of each vote on a pair, whether it differs from what most of the others say; one whose others are undecided is left out."""
+    others = [most([*said[:k], *said[k + 1 :]]) for k in range(len(said))]
+    return [vote != other for vote, other in zip(said, others, strict=True) if vote is not None and other is not None]
 
 
 def _longest(votes: VoteSet) -> Votes:
     """The vote for the longer output; equal lengths are equal."""
     ahead = [len(pair.output_2) - len(pair.output_1) for pair in votes.pairs]
     return Votes(LONGEST, "once", tuple(((0 if d == 0 else 2 if d > 0 else 1),) for d in ahead))
-
-
-def _percent(hits: Sequence[bool]) -> float | None:
-    return 100 * sum(hits) / len(hits) if hits else None
 
 
 def _published(votes: VoteSet, judge: str, part: str) -> Mapping[str, float]:

@@ -131,7 +131,7 @@ def _pandalm(reading: _Reading, record: Record) -> None:
     people = tuple(_human(record, f"annotator{i}", (0, 1, 2)) for i in (1, 2, 3))
     for name, said in record.fields.items():
         if name.endswith("_verdict"):
-            reading.add(name.removesuffix("_verdict"), (VERDICTS.get(str(said).strip().lower()),))
+            reading.add(name.removesuffix("_verdict"), (_vote(said),))
     reading.pairs.append(_pair(record, "response1", "response2"))
     reading.people.append(people)
 
@@ -142,7 +142,9 @@ def _llmbar(reading: _Reading, record: Record) -> None:
     if not isinstance(judges, dict):
         raise DataError("has no judges", record.where)
     for judge, said in judges.items():
-        reading.add(judge, tuple(VERDICTS.get(str(vote)) for vote in (said if isinstance(said, list) else [said])))
+        if not isinstance(said, list) or len(said) != 2:  # noqa: PLR2004 - the outputs as they stand, and swapped
+            raise DataError(f"the votes of {judge} must be a list of two, one for each order, not {said!r}", record.where)
+        reading.add(judge, tuple(map(_vote, said)))
     reading.parts.append(record.text("subset") or "")
     reading.pairs.append(_pair(record, "output_1", "output_2"))
     reading.people.append((label,))
@@ -155,10 +157,15 @@ def _reannotation(reading: _Reading, record: Record) -> None:
     by_judge: dict[str, list[Vote | None]] = {}
     for name, said in votes.items():
         found = SEED.fullmatch(name)
-        by_judge.setdefault(found[1] if found else name, []).append(VERDICTS.get(str(said)))
+        by_judge.setdefault(found[1] if found else name, []).append(_vote(said))
     for judge, mine in by_judge.items():
         reading.add(judge, tuple(mine))
     reading.pairs.append(_pair(record, "output_1", "output_2"))
+
+
+def _vote(said: Any) -> Vote | None:
+    """A vote as files write it: 1, 1.0, "1" or "Tie"; None where it could not be read."""
+    return VERDICTS.get((f"{said:g}" if isinstance(said, float) else str(said)).strip().lower())
 
 
 def _human(record: Record, name: str, allowed: tuple[int, ...]) -> Vote:

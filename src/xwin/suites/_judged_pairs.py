@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xwin.run.statistics import Interval, clustered
 from xwin.scorers._asking import quiet
 from xwin.scorers._pairwise import Judgement, Judging, Pair
 from xwin.suites._alpaca_labels import Label, Labels, Reference
@@ -29,9 +30,9 @@ class Account:
     """Of them, those whose question was refused: too long, filtered."""
     n_repeated: int
     """Questions that were asked more than once."""
-    first_preferred: float | None
-    """Mean preference for the output shown first, 0 to 1: one half for a judge without position bias."""
-    consistent: float | None
+    first_preferred: Interval | None
+    """Mean preference for the output shown first, 0 to 1, over pairs: one half for a judge without position bias."""
+    consistent: Interval | None
     """Of pairs shown in both orders, the share with the same winner; None where none was."""
     usd: float
     """Price of all answers, US dollars; 0 where no prices were given."""
@@ -42,7 +43,7 @@ class Account:
     tokens: int
     """Read and written by the judge."""
     examples: tuple[str, ...]
-    """Answers that could not be read."""
+    """Answers that could not be read, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def account(judged: Judged) -> Account:
     distinct = dict(zip(judged.pairs, judged.judgements, strict=True))
     questions = [asked for judgement in distinct.values() for asked in judgement.asked]
     replies = [reply for asked in questions for reply in asked.answer.replies]
-    shown = [asked.answer.value for asked in questions if asked.answer.value is not None]
+    shown = [[2 - a.answer.value for a in j.asked if a.answer.value is not None] for j in distinct.values()]
     unread = [asked for asked in questions if asked.answer.value is None]
     return Account(
         n_pairs=len(judged.pairs),
@@ -108,18 +109,24 @@ def account(judged: Judged) -> Account:
         n_unread=sum(judgement.preference is None for judgement in judged.judgements),
         n_refused=sum(asked.answer.refused for asked in unread),
         n_repeated=sum(len(asked.answer.replies) > 1 for asked in questions),
-        first_preferred=sum(2 - displayed for displayed in shown) / len(shown) if shown else None,
+        first_preferred=_over_pairs(shown),
         consistent=_consistent(distinct.values()),
         usd=sum(r.usd for r in replies),
         usd_now=sum(r.usd for r in replies if not r.kept),
         seconds=sum(r.seconds for r in replies),
         tokens=sum(r.tokens + r.prompt_tokens for r in replies),
-        examples=tuple(dict.fromkeys(asked.answer.said for asked in unread)),
+        examples=tuple(dict.fromkeys([*(asked.answer.said for asked in unread), *(j.note for j in distinct.values() if j.note)])),
     )
 
 
-def _consistent(judgements: Iterable[Judgement]) -> float | None:
+def _over_pairs(groups: Iterable[Sequence[float]]) -> Interval | None:
+    """The mean over all of them; None where there is nothing."""
+    found = clustered([group for group in groups if group])
+    return found if found.n else None
+
+
+def _consistent(judgements: Iterable[Judgement]) -> Interval | None:
     """Shown in both orders, the same output wins where the two displayed preferences lie on different sides of the middle, or both on it."""
     both = [[a.answer.value for a in j.asked] for j in judgements if len(j.asked) > 1]
     sides = [(first - 1.5, second - 1.5) for first, second in both if first is not None and second is not None]
-    return sum(a * b < 0 or a == b == 0 for a, b in sides) / len(sides) if sides else None
+    return _over_pairs([float(a * b < 0 or a == b == 0)] for a, b in sides)

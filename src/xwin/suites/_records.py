@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Record:
         value = self.fields.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise DataError(f"{name} must be a number, not {value!r}", self.where, "write null where there is none")
         return value
 
@@ -67,7 +67,7 @@ def records(path: Path) -> Iterator[Record]:
     Raises:
         DataError: the file is missing, damaged, not UTF-8, not JSON, empty, or a row is not an object; names file and row.
     """
-    text = _text(path)
+    text = read_text(path)
     one_list = path.name.removesuffix(".gz").endswith(".json")
     rows = _listed(text, path) if one_list else _lined(text, path)
     empty = True
@@ -80,7 +80,12 @@ def records(path: Path) -> Iterator[Record]:
         raise DataError("holds no rows", str(path))
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, unpacked where its name ends in .gz.
+
+    Raises:
+        DataError: it is missing, damaged, may not be read, or is not UTF-8.
+    """
     try:
         content = path.read_bytes()
         return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
@@ -95,10 +100,7 @@ def _text(path: Path) -> str:
 
 
 def _listed(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error.msg}", f"{path}, line {error.lineno}", "one object a line is .jsonl") from None
+    rows = _parsed(text, str(path), "one object a line is .jsonl")
     if not isinstance(rows, list):
         raise DataError(f"must hold a list of objects, not {type(rows).__name__}", str(path), "one object a line is .jsonl")
     yield from enumerate(rows, 1)
@@ -107,7 +109,11 @@ def _listed(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 def _lined(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would break at U+2028 inside a text
         if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"not JSON: {error.msg}", f"{path}:{number}", "each line must hold one JSON object") from None
+            yield number, _parsed(line, f"{path}:{number}", "each line must hold one JSON object")
+
+
+def _parsed(text: str, where: str, fix: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits, and of thousands of brackets
+        raise DataError(f"not JSON: {error}", where, fix) from None

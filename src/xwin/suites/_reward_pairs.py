@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from xwin.run.calibration import calibration_error, reliability
 from xwin.run.statistics import mean_interval
 from xwin.suites.base import Row
 
@@ -16,8 +16,6 @@ MATCHED = 0.1
 """Two answers are of one length when they differ by at most this share of the longer one, in characters."""
 MATCHING = "rm_length_matched"
 """Accuracy over pairs of one length; it needs two prompts, since one says nothing of the spread."""
-BINS = 10
-"""Of the calibration error, equally wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def confidence_row(model: str, name: str, pairs: Sequence[Pair]) -> Row:
     """Mean confidence less accuracy, Student's t interval over pairs: above 0 the reward model is surer than it is right.
 
     Its confidence is the chance sigmoid(difference of scores) that the Bradley-Terry model gives the answer it prefers. The note has the expected
-    calibration error.
+    calibration error, over ten bins from one half to 1.
 
     Args:
         model, name: as in `accuracy_rows`.
@@ -84,21 +82,9 @@ def confidence_row(model: str, name: str, pairs: Sequence[Pair]) -> Row:
     """
     sure = np.array([1 / (1 + math.exp(-min(abs(p.chosen - p.rejected), 700.0))) for p in pairs])
     right = np.array([p.right for p in pairs])
-    error = calibration_error(sure, right)
+    error = calibration_error(reliability(sure.tolist(), right.tolist(), low=0.5))
     note = f"confidence {sure.mean():.3f}, accuracy {right.mean():.3f}, expected calibration error {error:.3f}"
     return Row.of(model, _named("rm_overconfidence", name), mean_interval((sure - right).tolist(), bounds=(-1.0, 1.0)), note=note)
-
-
-def calibration_error(sure: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    """Sum over bins of |accuracy - mean confidence| * share of the pairs (Guo et al. 2017, arXiv:1706.04599, equation 3).
-
-    Args:
-        sure: [n] confidence in 0..1.
-        right: [n] 1, 1/2 or 0.
-    """
-    places = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(places, right - sure, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(sure))
 
 
 def _by_prompt(pairs: Sequence[Pair], values: Sequence[float]) -> list[float]:

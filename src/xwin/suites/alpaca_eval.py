@@ -13,19 +13,21 @@ from xwin.data.conversation import Conversation, Message, content_id
 from xwin.engines.base import Chat, Sampling
 from xwin.errors import DataError
 from xwin.run.artifacts import ConversationsRef
-from xwin.run.statistics import paired_means
+from xwin.run.facts import ALPACA, ALPACA_LENGTH
+from xwin.run.statistics import mean_interval, paired_means
 from xwin.scorers._pairwise import ChatJudge
 from xwin.scorers.judge import Judge
 from xwin.suites._alpaca_labels import Labels, credits_of_both
 from xwin.suites._alpaca_win_rate import standing
-from xwin.suites._judged_pairs import Account, account, judged_pairs, labels_of
+from xwin.suites._judged_pairs import Account, Judged, account, annotation_rows, judged_pairs, labels_of
 from xwin.suites._outputs import Outputs, pick_outputs, read_outputs
 from xwin.suites.base import Evidence, Row, Suite, Workshop
 
 
 class AlpacaEval(Suite):
     """Win rate against the outputs of a file, text-davinci-003's for instance, by a judge: with standard error, 95 % interval (bootstrap over
-    instructions), counts, and a paired t test against `before`. Every row answers once: `n` and `scorer` of a row are not used.
+    instructions), counts, mean length of the answers, and a paired t test against `before`. Every row answers once: `n` and `scorer` of a row are
+    not used. Against several models it is a suite for each. What the judge said stands beside the table in alpaca_eval's layout.
     Dubois et al. 2023, arXiv:2305.14387; docs/evaluation.md has the formulas."""
 
     data: ConversationsRef
@@ -45,6 +47,9 @@ class AlpacaEval(Suite):
     def least_rows(self) -> int:
         return 1
 
+    def distinct(self) -> str:
+        return self.data
+
     def measure(self, evidence: Evidence) -> list[Row]:
         shop, talk = evidence.workshop, evidence.talk
         assert shop is not None
@@ -55,18 +60,19 @@ class AlpacaEval(Suite):
         labels: dict[str, Labels] = {}
         rows = []
         for name, mine in outputs.items():
-            found, about = _judged(shop, judge, reference, mine)
+            judged = _judged(shop, judge, reference, mine)
+            shop.leave(f"alpaca_eval-{reference.model}-{name}.json", annotation_rows(judged, reference.model, name, judge.name))
+            labels[name] = labels_of(judged, name, mine.source)
             before = evidence.before.get(name)
-            rows.append(_row(found, about, reference.model))
-            if before:
-                test = paired_means(*credits_of_both(labels[before], found))
-                rows[-1] = replace(rows[-1], p=test.p, against=before)
-            labels[name] = found
+            test = paired_means(*credits_of_both(labels[before], labels[name])) if before else None
+            row = _row(labels[name], account(judged), reference.model)
+            rows += [replace(row, p=test.p, against=before) if test else row, _length_row(mine, reference.model)]
         return rows
 
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
         assert evidence.workshop is not None
-        return {"alpaca_eval": list(self._reference(evidence.workshop).texts)}
+        reference = self._reference(evidence.workshop)
+        return {f"{ALPACA}{reference.model}": list(reference.texts)}
 
     def _reference(self, shop: Workshop) -> Outputs:
         """The outputs to beat."""
@@ -92,18 +98,23 @@ class AlpacaEval(Suite):
         return Outputs(name, reference.source, texts)
 
 
-def _judged(shop: Workshop, judge: ChatJudge, reference: Outputs, mine: Outputs) -> tuple[Labels, Account]:
+def _judged(shop: Workshop, judge: ChatJudge, reference: Outputs, mine: Outputs) -> Judged:
     with shop.asking(f"{judge.name} on {mine.model}", len(mine.texts) * (1 + (judge.orders == "both"))) as told:
-        judged = judged_pairs(reference, mine, judge, told)
-    return labels_of(judged, mine.model, mine.source), account(judged)
+        return judged_pairs(reference, mine, judge, told)
 
 
 def _row(labels: Labels, about: Account, against: str) -> Row:
-    """The win rate; its note says against whom, what it is made of, and what could not be read."""
+    """The win rate; its note says what it is made of, and what could not be read."""
     found = standing(labels)
     low, high = (math.nan if end is None else end / 100 for end in (found.low, found.high))
     stderr = None if found.standard_error is None else found.standard_error / 100
-    said = [f"against {against}: {found.n_wins} won, {found.n_wins_base} lost, {found.n_draws} equal; {found.avg_length} characters on average"]
+    said = [f"{found.n_wins} won, {found.n_wins_base} lost, {found.n_draws} equal"]
     said += [f"{about.n_unread} judgements could not be read and are left out"] if about.n_unread else []
     said += [f"${about.usd:.2f}"] if about.usd else []
-    return Row(labels.model, "alpaca_eval", found.win_rate / 100, low, high, found.n_total or 0, note="; ".join(said), stderr=stderr)
+    return Row(labels.model, f"{ALPACA}{against}", found.win_rate / 100, low, high, found.n_total or 0, note="; ".join(said), stderr=stderr)
+
+
+def _length_row(outputs: Outputs, against: str) -> Row:
+    """Mean code points of the answers: what a win rate has to be looked at beside."""
+    chars = [float(len(text)) for text in outputs.texts.values()]
+    return Row.of(outputs.model, f"{ALPACA_LENGTH}{against}", mean_interval(chars, bounds=(0.0, math.inf)))

@@ -100,6 +100,10 @@ class Workshop(Protocol):
         """The seed of a draw."""
         ...
 
+    def leave(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows beside the table, as a list in the file `name`, for whoever wants to look at them."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -147,6 +151,10 @@ class Suite(Kind):
     def least_rows(self) -> int:
         """How many rows of `contenders` it asks at least."""
         return 0
+
+    def distinct(self) -> str:
+        """What tells its rows from those of another suite of its kind: two with the same would write rows of the same names."""
+        return ""
 
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
         """What it asks, by name: texts that training data should not hold."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, ClassVar, Self
 
 from annotated_types import Ge, MinLen
@@ -12,6 +10,7 @@ from pydantic import model_validator
 
 from xwin.engines.base import EngineKind
 from xwin.run.artifacts import ModelRef, PreferencesRef, RewardModelRef
+from xwin.run.statistics import Interval
 from xwin.scorers._pairwise import Judging, Style
 from xwin.scorers._reward_judge import RewardJudge
 from xwin.scorers.judge import Judge
@@ -20,18 +19,20 @@ from xwin.suites._judge_votes import asked_now, questions_for, read_votes
 from xwin.suites.base import Evidence, Row, Suite, Workshop
 
 COLUMNS: Mapping[str, str] = {
+    "agreement": "judge_agreement",
+    "kappa": "judge_kappa",
     "prefers_first": "judge_first",
     "prefers_longer": "judge_longer",
     "consistent": "judge_consistent",
     "variance": "judge_variance",
 }
-"""Of Quality, in percent -> metric, a share."""
+"""Of Quality -> metric; all but kappa are percent there and shares here."""
 
 
 class JudgeQuality(Suite):
-    """Agreement of judges with what most people voted (95 % interval over pairs; Cohen's kappa), their votes for the output shown first and for the
-    longer one, agreement of both orders, and variance: on PandaLM's test set, LLMBar or AlpacaFarm's pairs judged again. Beside them the judges
-    whose votes the files hold, and `the longer output`, which any judge must beat."""
+    """Agreement of judges with what most people voted, Cohen's kappa, their votes for the output shown first and for the longer one, agreement of
+    both orders, and variance, each with its 95 % interval over pairs: on PandaLM's test set, LLMBar or AlpacaFarm's pairs judged again. Beside them
+    the judges whose votes the files hold, and `the longer output`, which any judge must beat."""
 
     sets: Annotated[dict[str, PreferencesRef], MinLen(1)]
     """Name -> file of pairs and votes, as docs/evaluation.md says."""
@@ -61,6 +62,9 @@ class JudgeQuality(Suite):
         if self.engine is None and self.model is not None:
             raise ValueError("an engine must ask the model: add engine: {kind: local}")
         return self
+
+    def distinct(self) -> str:
+        return f"{self.engine}, {self.model}, {self.reward_model} on {', '.join(self.sets)}"
 
     def measure(self, evidence: Evidence) -> list[Row]:
         shop = evidence.workshop
@@ -93,7 +97,7 @@ def _rows(name: str, found: Report, asked: set[str]) -> Iterator[Row]:
     for pair, kappa in found.people.items():
         first, second = pair.removeprefix("kappa_")
         told = f"published, of all {found.n_full} pairs: {found.people_published[pair]:g}" if pair in found.people_published else ""
-        yield Row(f"people {first} and {second}", f"judge_kappa/{name}", kappa, math.nan, math.nan, found.n_pairs, note=told)
+        yield Row.of(f"people {first} and {second}", f"judge_kappa/{name}", kappa, note=told)
     for quality in found.judges:
         if not quality.part or quality.judge in asked:
             yield from _judge_rows(f"{name}/{quality.part}" if quality.part else name, quality, found)
@@ -101,16 +105,12 @@ def _rows(name: str, found: Report, asked: set[str]) -> Iterator[Row]:
 
 def _judge_rows(name: str, quality: Quality, found: Report) -> Iterator[Row]:
     """What the set can say of the judge; the first row has the note."""
-    low, high = (math.nan if end is None else end / 100 for end in (quality.low, quality.high))
-    rows = [] if quality.agreement is None else [Row(quality.judge, f"judge_agreement/{name}", quality.agreement / 100, low, high, quality.n)]
-    values = {"judge_kappa": quality.kappa} | {metric: _share(getattr(quality, field)) for field, metric in COLUMNS.items()}
-    rows += [Row(quality.judge, f"{metric}/{name}", value, math.nan, math.nan, quality.n) for metric, value in values.items() if value is not None]
-    for place, row in enumerate(rows):
-        yield replace(row, note=_note(quality, found)) if place == 0 else row
-
-
-def _share(percent: float | None) -> float | None:
-    return None if percent is None else percent / 100
+    note = _note(quality, found)
+    for field, metric in COLUMNS.items():
+        interval: Interval | None = getattr(quality, field)
+        if interval is not None:
+            yield Row.of(quality.judge, f"{metric}/{name}", interval if field == "kappa" else interval.scaled(0.01), note=note)
+            note = ""
 
 
 def _note(quality: Quality, found: Report) -> str:

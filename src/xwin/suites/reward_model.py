@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from xwin.data.batch import Sample, pack
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.template import Template, answers
+from xwin.errors import DataError
 from xwin.learning.learner import AnyLearner
 from xwin.run.artifacts import PreferencesRef, RewardModelRef
 from xwin.suites._reward_pairs import Pair, accuracy_rows, confidence_row
@@ -31,6 +33,9 @@ class RewardModelSuite(Suite):
 
     reads_answers: ClassVar[bool] = False
 
+    def distinct(self) -> str:
+        return f"{self.model} on {', '.join(self.sets)}"
+
     def measure(self, evidence: Evidence) -> list[Row]:
         assert evidence.workshop is not None
         sets = {name: evidence.workshop.preferences(ref) for name, ref in self.sets.items()}
@@ -50,16 +55,23 @@ def measure_sets(model: str, learner: AnyLearner, template: Template, sets: Mapp
         learner: the reward model.
         template: that it was trained in.
         sets: name -> preferences, at least one each.
+
+    Raises:
+        DataError: every pair of a set is longer than the model can read.
     """
-    rows = []
+    rows: list[Row] = []
     for name, preferences in sets.items():
         pairs = list(score_pairs(learner, template, preferences))
-        rows += [*accuracy_rows(model, name, pairs), confidence_row(model, name, pairs)]
+        if not pairs:
+            raise DataError(f"each of its {len(preferences)} pairs is longer than {model} can read, {learner.about.context} tokens", name)
+        first, *others = [*accuracy_rows(model, name, pairs), confidence_row(model, name, pairs)]
+        lost = len(preferences) - len(pairs)
+        rows += [replace(first, note=f"{first.note}; {lost} pairs are longer than the model can read") if lost else first, *others]
     return rows
 
 
 def score_pairs(learner: AnyLearner, template: Template, rows: Sequence[Preference]) -> Iterator[Pair]:
-    """Each preference with the raw scores of its two answers.
+    """Each preference with the raw scores of its two answers, of an ensemble their mean; one that the model cannot read at once is left out.
 
     Args:
         learner: a reward model.
@@ -68,10 +80,12 @@ def score_pairs(learner: AnyLearner, template: Template, rows: Sequence[Preferen
     """
     for begin in range(0, len(rows), BLOCK):
         block = rows[begin : begin + BLOCK]
-        scores = _scores(learner, list(_samples(template, block)))
+        scores = _scores(learner, [sample for sample in _samples(template, block) if len(sample.tokens) <= learner.about.context])
         for place, row in enumerate(block):
-            said = "\n".join(f"{m.role}: {m.text}" for m in row.prompt)
-            yield Pair(said, scores[f"{place}/0"], scores[f"{place}/1"], (len(row.chosen.text), len(row.rejected.text)))
+            chosen, rejected = scores.get(f"{place}/0"), scores.get(f"{place}/1")
+            if chosen is not None and rejected is not None:
+                said = "\n".join(f"{m.role}: {m.text}" for m in row.prompt)
+                yield Pair(said, chosen, rejected, (len(row.chosen.text), len(row.rejected.text)))
 
 
 def _samples(template: Template, rows: Sequence[Preference]) -> Iterator[Sample]:
@@ -84,4 +98,4 @@ def _scores(learner: AnyLearner, samples: Sequence[Sample]) -> dict[str, float]:
     """Sample id -> raw score."""
     batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
     said = learner.forward(batches, frozenset({"score"}))
-    return {batch.ids[s]: float(out.get("score")[s]) for batch, out in zip(batches, said, strict=True) for s in batch.samples()}
+    return {batch.ids[s]: float(out.get("score")[s].mean()) for batch, out in zip(batches, said, strict=True) for s in batch.samples()}
