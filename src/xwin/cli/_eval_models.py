@@ -101,7 +101,7 @@ def reward_model(
     folder = _reward_folder(model)
     sets = {path.name.split(".")[0]: _rows(path, Makes.PREFERENCES) for path in files}
     learner = Learner(causal.load(folder, head="score", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
-    rows = measure_sets(model, learner, load_template(folder, template), sets)
+    rows = measure_sets(model, [(learner, load_template(folder, template))], sets)
     texts = {name: [row.prompt[-1].text for row in found] for name, found in sets.items()}
     _report([*rows, *_overlap(texts, training)], as_json=as_json)
 
