@@ -149,7 +149,7 @@ def table(study: Study, lines: Sequence[Line], worth: Worth | None) -> str:
     head += ["reward model", "KL, nats", "length", "written, k", "trained, k", "minutes", "alarms"]
     body = [_cells(line, 100 if study.verified else 1) for line in lines]
     shown = [i for i in range(len(head)) if any(row[i] for row in body)]
-    text = _head(worth) + "\n" + _markdown([head[i] for i in shown], [[row[i] for i in shown] for row in body])
+    text = _head(worth) + _proxies(study) + "\n" + _markdown([head[i] for i in shown], [[row[i] for i in shown] for row in body])
     return text + (_families(study) if len(set(study.families)) > 1 else "")
 
 
@@ -159,6 +159,11 @@ def _head(worth: Worth | None) -> str:
     right, longer = ("{value:.1%} [{low:.1%}, {high:.1%}]".format(**cell) for cell in (worth.accuracy, worth.longer_wins))
     text = f"The gold judge ranks {right} of held-out pairs right; preferring the longer answer {longer}.\n"
     return text if worth.ranks else text + f"\nThat is below {SURE_ENOUGH:.0%}: no ranking is claimed.\n"
+
+
+def _proxies(study: Study) -> str:
+    said = ", ".join(f"{100 * accuracy:.1f}" for _, accuracy in sorted(study.proxies.items()))
+    return f"The reward model that the methods learn from, by seed: {said} %.\n" if said else ""
 
 
 def _cells(line: Line, scale: int) -> list[str]:

@@ -76,6 +76,8 @@ class Study:
     families: Sequence[str]
     """Of each prompt."""
     methods: Sequence[Method]
+    proxies: Mapping[int, float]
+    """Seed -> share of held-out pairs that the reward model of its methods ranks right, where there is one that was asked."""
 
     @property
     def verified(self) -> bool:
@@ -83,56 +85,84 @@ class Study:
         return all(answer.gold in {0.0, 1.0} for method in self.methods for some in method.answers.values() for answer in some)
 
 
+@dataclass(frozen=True)
+class Report:
+    """The first evaluate stage of a run, with prompts of its own, and the run around it."""
+
+    path: Path
+    seed: int
+    name: str
+    stages: Mapping[str, StageFacts]
+    settings: Mapping[str, Json]
+    rows: Sequence[Json]
+    """Of samples.jsonl."""
+
+    @classmethod
+    def of(cls, path: Path) -> Report:
+        """Of a run directory.
+
+        Raises:
+            UserError: the path is no run, or no such stage has finished.
+        """
+        run = read_run(path)
+        stage = next((stage for stage in run.stages if stage.kind == "evaluate" and stage.status == "published" and stage.samples), None)
+        if stage is None:
+            raise UserError("has no finished evaluate stage with prompts", str(path), "run its recipe to the end first")
+        rows = list(_rows(path / "stages" / stage.name / "samples.jsonl"))
+        return cls(path, run.seed or 0, stage.name, {s.name: s for s in run.stages}, _manifest(path, stage.name)["settings"], rows)
+
+    def proxy(self) -> float | None:
+        """Share of held-out pairs that the reward model of the rows ranks right; None where there is none, or it was not asked."""
+        named = [name for c in self.settings["contenders"] for name in _models(c["scorer"]) if name in self.stages]
+        return self.stages[named[0]].metrics.get("final_accuracy") if named else None
+
+
 def read_study(paths: Sequence[Path], costs: Mapping[str, Mapping[str, float]]) -> Study:
     """Reads finished runs of one recipe over several seeds; a run of the same seed adds the rows that the first one lacks.
 
     Args:
-        paths: run directories.
+        paths: run directories, at least one.
         costs: what rows cost that no stage of a run made: row -> {"written", "trained", "seconds"}.
 
     Raises:
         UserError: a path is no run, no evaluate stage has finished, or two runs were tested on different prompts.
     """
+    reports = [Report.of(path) for path in paths]
+    first, prompts = reports[0], [row["prompt"] for row in reports[0].rows]
     methods: dict[str, Method] = {}
-    first: tuple[list[str], list[str], str] | None = None
-    for path in paths:
-        run = read_run(path)
-        report = next((stage for stage in run.stages if stage.kind == "evaluate" and stage.status == "published" and stage.samples), None)
-        if report is None:
-            raise UserError("has no finished evaluate stage with prompts", str(path), "run its recipe to the end first")
-        settings = _manifest(path, report.name)["settings"]
-        rows = _lines(path / "stages" / report.name / "samples.jsonl")
-        asked = ([row["prompt"] for row in rows], [row["family"] for row in rows], settings["reference"])
-        if first is not None and asked[0] != first[0]:
-            raise UserError(f"was tested on other prompts than {paths[0]}", str(path), "compare runs that read one data run")
-        first = first or asked
-        stages = {stage.name: stage for stage in run.stages}
-        origin = next(c["model"] for c in settings["contenders"] if c["name"] == settings["reference"])
-        for contender in settings["contenders"]:
+    for report in reports:
+        if [row["prompt"] for row in report.rows] != prompts:
+            raise UserError(f"was tested on other prompts than {first.path}", str(report.path), "compare runs that read one data run")
+        for contender in report.settings["contenders"]:
             method = methods.setdefault(contender["name"], Method(contender["name"], contender["n"]))
-            if (seed := run.seed or 0) not in method.answers:
-                method.answers[seed] = [_answer(row["answers"][contender["name"]]) for row in rows]
-                method.cost[seed] = _cost(path, report.name, stages, contender, origin) + Cost(**costs.get(contender["name"], {}))
-                own = stages.get(contender["model"].partition("/")[0])
-                if own is not None and contender["n"] == 1:
-                    method.alarms[seed] = [alarm.metric for alarm in own.alarms]
-                    method.trail[seed] = _trail(path, own)
-    if first is None:
-        raise UserError("no run is named", "", "name run directories")
-    return Study(first[2], first[0], first[1], list(methods.values()))
+            if report.seed not in method.answers:
+                _add(method, report, contender, Cost(**costs.get(contender["name"], {})))
+    proxies = {report.seed: accuracy for report in reports if (accuracy := report.proxy()) is not None}
+    return Study(first.settings["reference"], prompts, [row["family"] for row in first.rows], list(methods.values()), proxies)
+
+
+def _add(method: Method, report: Report, contender: Mapping[str, Json], more: Cost) -> None:
+    """What a run says of a method."""
+    seed, own = report.seed, report.stages.get(contender["model"].partition("/")[0])
+    method.answers[seed] = [_answer(row["answers"][method.name]) for row in report.rows]
+    method.cost[seed] = _cost(report, contender) + more
+    if own is not None and method.n == 1:
+        method.alarms[seed] = [alarm.metric for alarm in own.alarms]
+        method.trail[seed] = _trail(report.path, own)
 
 
 def _answer(row: Mapping[str, Json]) -> Answer:
     return Answer(row["gold"], row["length"], row["score"], row.get("kl"))
 
 
-def _cost(path: Path, report: str, stages: Mapping[str, StageFacts], contender: Mapping[str, Json], origin: str) -> Cost:
+def _cost(report: Report, contender: Mapping[str, Json]) -> Cost:
     """Of every stage that the row stands on and the reference does not; of a row that chooses among n answers also what it wrote for the test."""
-    chooses = contender["n"] > 1
+    chooses, path = contender["n"] > 1, report.path
+    origin = next(c["model"] for c in report.settings["contenders"] if c["name"] == report.settings["reference"])
     refs = [contender["model"], *(_models(contender["scorer"]) if chooses else [])]
-    needed = _behind(path, stages, refs) - _behind(path, stages, [origin])
-    whole = sum((_of_stage(path, stages[name]) for name in sorted(needed)), Cost())
-    written = _written(path / "stages" / report / f"rollouts-{contender['name']}.jsonl") if chooses else {}
+    needed = _behind(path, report.stages, refs) - _behind(path, report.stages, [origin])
+    whole = sum((_of_stage(path, report.stages[name]) for name in sorted(needed)), Cost())
+    written = _written(path / "stages" / report.name / f"rollouts-{contender['name']}.jsonl") if chooses else {}
     return whole + Cost(written=sum(written.values()))
 
 
@@ -189,7 +219,3 @@ def _manifest(path: Path, stage: str) -> Mapping[str, Json]:
 def _rows(path: Path) -> Iterator[Json]:
     with path.open(encoding="utf-8") as file:
         yield from map(json.loads, file)
-
-
-def _lines(path: Path) -> list[Json]:
-    return list(_rows(path))

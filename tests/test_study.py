@@ -75,7 +75,7 @@ PPO = Method(
     {0: [Passed(0.0, 0.0, 0.0), Passed(2.0, 2000, 0.6)], 1: [Passed(0.0, 0.0, 0.0), Passed(4.0, 2200, 0.8)]},
     {0: ["hacking"], 1: ["hacking", "kl"]},
 )
-STUDY = Study("sft", ["a", "b", "c"], ["", "", ""], [SFT, BEST, PPO])
+STUDY = Study("sft", ["a", "b", "c"], ["", "", ""], [SFT, BEST, PPO], {0: 0.61, 1: 0.6})
 CELL = {"value": 0.64, "low": 0.6, "high": 0.68}
 GOOD = Worth(CELL, {"value": 0.62, "low": 0.58, "high": 0.66})
 
@@ -108,6 +108,7 @@ def test_a_judge_below_60_percent_ranks_nothing() -> None:
 
 def test_the_table_reads_as_markdown() -> None:
     lines = table(STUDY, lines_of(STUDY, GOOD), GOOD).splitlines()
+    assert lines.pop(1) == "The reward model that the methods learn from, by seed: 61.0, 60.0 %."
     assert lines[2].split(" | ")[:4] == ["| method", "seeds", "gold", "less sft"]
     cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ") for row in lines[4:]}
     assert "at most 0.64" in cells["best of 4"]
@@ -118,7 +119,7 @@ def test_the_table_reads_as_markdown() -> None:
 def test_right_and_wrong_is_shown_in_percent_and_by_family() -> None:
     one = Method("sft", 1, {0: answers([0.0, 1.0, 1.0, 0.0], 0.0)})
     other = Method("grpo", 1, {0: answers([1.0, 1.0, 1.0, 0.0], 1.0)})
-    study = Study("sft", list("abcd"), ["sums", "sums", "logic", "logic"], [one, other])
+    study = Study("sft", list("abcd"), ["sums", "sums", "logic", "logic"], [one, other], {})
     text = table(study, lines_of(study, None), None)
     assert study.verified
     assert text.startswith("Gold is right or wrong by code.\n")

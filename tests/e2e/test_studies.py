@@ -3,13 +3,16 @@
 import gzip
 import io
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.study import lines_of, main, plots, worth_of
+from benchmarks.study import lines_of, main, plots, table, worth_of
 from benchmarks.study_runs import read_study
 from xwin.errors import UserError
 from xwin.recipe.execute import run
@@ -111,6 +114,9 @@ def test_the_table_says_what_the_runs_say(runs: list[Path]) -> None:
         assert methods["raft"].trail[seed] == []
     assert all(answer.kl == 0 for some in methods["sft"].answers.values() for answer in some)
     assert not study.verified
+    assert study.proxies == {
+        seed: json.loads((path / "stages" / "rm" / "manifest.json").read_text())["metrics"]["final_accuracy"] for seed, path in enumerate(runs)
+    }
 
 
 def test_gold_is_what_the_ensemble_says_and_the_table_of_the_run_agrees(runs: list[Path]) -> None:
@@ -141,8 +147,6 @@ def test_rows_of_another_run_of_the_same_seed_join(runs: list[Path]) -> None:
 
 
 def test_runs_on_other_prompts_are_refused(runs: list[Path], tmp_path: Path) -> None:
-    import shutil
-
     other = Path(shutil.copytree(runs[1], tmp_path / "other"))
     samples = other / "stages" / "report" / "samples.jsonl"
     samples.write_text(samples.read_text().replace("alpaca", "llama"))
@@ -167,3 +171,25 @@ def test_the_study_on_verifiable_tasks_runs_through(tmp_path: Path) -> None:
     assert costs["distil"].trained == events(made, "distil", "tokens") + events(made, "grpo", "tokens")
     assert costs["dpo"].written == sampled(made, "pairs/rollouts.jsonl")
     assert study.verified
+
+
+@pytest.mark.slow
+def test_trl_in_the_place_of_ours(runs: list[Path], judge: Path, tmp_path: Path) -> None:
+    """Two steps of each. What is asked and judged is the same: the SFT model's answers in TRL's run are those of ours to the last token."""
+    pytest.importorskip("trl")
+    command = [sys.executable, "-m", "benchmarks.study_trl", str(runs[0]), "--data", str(judge), "--to", str(tmp_path / "trl"), "--quick"]
+    subprocess.run(command, check=True, cwd=RECIPES.parent, capture_output=True)
+    costs = json.loads((tmp_path / "trl" / "costs.json").read_text())
+    assert costs["TRL grpo"]["trained"] > costs["TRL grpo"]["written"] > 0
+    assert costs["TRL dpo"]["trained"] > costs["TRL dpo"]["written"] == 0
+    paths = {f"gold_{m}": judge / "stages" / f"gold_{m}" / "final" for m in "abc"} | {m: runs[0] / "stages" / m / "final" for m in ("sft", "rm")}
+    paths |= {f"trl_{m}": tmp_path / "trl" / m for m in ("dpo", "grpo")}
+    models = [f"models.{name}.{key}={value}" for name, path in paths.items() for key, value in (("path", path), ("dtype", "float32"))]
+    made = carry_out("study-helpful/trl.yaml", tmp_path / "run", f"data={judge}/stages", *models, "report.sampling.max_tokens=8")
+    ours, theirs = read_study(runs[:1], {}), read_study([made], costs)
+    assert [method.name for method in theirs.methods] == ["sft", "TRL dpo", "TRL grpo"]
+    before = next(method for method in ours.methods if method.name == "sft").answers[0]
+    assert [(a.gold, a.length) for a in theirs.methods[0].answers[0]] == [(pytest.approx(a.gold), a.length) for a in before]
+    together = read_study([*runs, made], costs)
+    assert [method.name for method in together.methods][-2:] == ["TRL dpo", "TRL grpo"]
+    assert "| TRL grpo | 1 |" in table(together, lines_of(together, None), None)
