@@ -58,7 +58,11 @@ def test_the_table_by_hand(tmp_path: Path, tiny_folder: Path) -> None:
     assert found["base", "length"]["value"] == pytest.approx((len(ids(GOOD)) + len(ids(BAD))) / 2 + 1)
     shown = read(done.stage("report") / "samples.jsonl")
     assert [(row["prompt"], row["family"], row["answers"]["again"]) for row in shown] == [
-        (f"Say it {i}.", "word_limit", {"text": [GOOD, BAD][i % 2], "passed": i % 2 == 0, "score": None}) for i in range(4)
+        (f"Say it {i}.", "word_limit", answer | {"kl": 0.0})
+        for i, answer in enumerate(
+            {"text": text, "passed": passed, "score": None, "gold": float(passed), "length": len(ids(text)) + 1}
+            for text, passed in [(GOOD, True), (BAD, False)] * 2
+        )
     ]
     assert done.metrics("report") == {"accuracy/base": 0.5, "accuracy/again": 0.5, "win_rate/again": 0.5}
 
@@ -70,6 +74,26 @@ def test_one_prompt_gives_a_table_that_is_json(tmp_path: Path, tiny_folder: Path
     text = (done.stage("report") / "table.json").read_text()
     rows = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert next(row for row in rows if row["metric"] == "length") == {"model": "base", "metric": "length", "value": len(ids(GOOD)) + 1.0, "n": 1}
+
+
+def test_a_gold_score_that_is_more_than_right_or_wrong(tmp_path: Path, tiny_folder: Path) -> None:
+    """The share of the letter z, of what one row says and of a b each time: 1, 1, 2/3, 1/2 less 0."""
+    write(tmp_path / "prompts.jsonl", prompts(4))
+    texts = ["z", "zz", "zzb", "zzbb"]
+    engine = {"kind": "scripted", "answers": {f"q{i}": [ids(text), ids("b")] for i, text in enumerate(texts)}}
+    rows = [
+        {"name": "base", "model": "base", "n": 2, "scorer": {"kind": "function", "function": f"{rewards.__name__}:last"}},
+        {"name": "zs", "model": "base", "before": "base"},
+    ]
+    gold = {"kind": "function", "function": f"{rewards.__name__}:share_of_z"}
+    done = carry_out(tmp_path, tiny_folder, {"report": {**REPORT, "gold": gold, "engine": engine, "contenders": rows, "suites": ["gold", "drift"]}})
+    found = table(done)
+    assert (found["base", "gold"]["value"], found["zs", "gold"]["value"]) == (0.0, pytest.approx(19 / 24))
+    assert found["zs", "gold"]["against"] == "base"
+    # differences 1, 1, 2/3, 1/2: sd .25, standard error .125, t(3) = 6.3333, two-sided p = .00796 from the table of t
+    assert found["zs", "gold"]["p"] == pytest.approx(0.00796, abs=1e-4)
+    shown = read(done.stage("report") / "samples.jsonl")
+    assert [row["answers"]["zs"]["gold"] for row in shown] == pytest.approx([1, 1, 2 / 3, 1 / 2])
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +310,24 @@ def test_an_ensemble_is_measured_by_the_mean_of_its_heads_and_what_it_cannot_rea
     with pytest.raises(DataError, match="each of its 1 pairs is longer than rm can read"):
         write(tmp_path / "set.jsonl", read(tmp_path / "set.jsonl")[2:])
         raise failure(tmp_path, tiny_folder, stages)
+
+
+def test_an_ensemble_on_sets_of_preferences(judged: Done, tiny_folder: Path, tmp_path: Path) -> None:
+    """A model twice is the model: as often right, and as sure. It loses to two heads that learned the opposite."""
+    write(tmp_path / "wrong.jsonl", pairs(GOOD, BAD, 6))
+    write(tmp_path / "turned.jsonl", pairs(BAD, GOOD, 12))
+    other = {"kind": "reward_model", "init": "base", "data": "./wrong.jsonl", "epochs": 6, "optim": {"lr": 3e-3}, "heads": 2}
+    model = str(judged.stage("rm") / "final")
+    sets = {"turned": "./turned.jsonl"}
+    suites = [{"kind": "reward_model", "model": models, "sets": sets} for models in (model, [model, model], "other", [model, "other"])]
+    report = {"kind": "evaluate", "suites": suites}
+    rows = json.loads((carry_out(tmp_path, tiny_folder, {"other": other, "report": report}).stage("report") / "table.json").read_text())
+    values = {(row["model"], row["metric"]): row["value"] for row in rows}
+    twice = f"{model} + {model}"
+    assert values[twice, "rm_accuracy/turned"] == values[model, "rm_accuracy/turned"] == 1.0
+    assert values[twice, "rm_overconfidence/turned"] == pytest.approx(values[model, "rm_overconfidence/turned"], abs=1e-6)
+    assert values["other", "rm_accuracy/turned"] == 0.0
+    assert values[f"{model} + other", "rm_accuracy/turned"] == 0.0
 
 
 def test_a_judge_compares_every_row_with_the_reference(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ import math
 from itertools import combinations
 
 import pytest
+import torch
 
 from xwin.data.conversation import Conversation, Message
 from xwin.errors import DataError
+from xwin.models.heads import RewardStats
 from xwin.suites._contamination import overlap_rows
 from xwin.suites._reward_pairs import Pair, accuracy_rows, confidence_row
 from xwin.suites.accuracy import Accuracy, majority_at, pass_at
@@ -14,6 +16,7 @@ from xwin.suites.base import Answer, Evidence, Row, Suite
 from xwin.suites.drift import Drift
 from xwin.suites.judged import Judged
 from xwin.suites.preferences import Preferences
+from xwin.suites.reward_model import together
 from xwin.suites.win_rate import WinRate
 
 T, F = True, False
@@ -109,6 +112,15 @@ def test_reward_model_accuracy_counts_pairs_within_a_prompt_and_ties_one_half() 
 def test_without_mixed_answers_there_is_no_reward_model_row() -> None:
     samples = [[Answer("a", T, 1, reward=1.0), Answer("b", T, 1, reward=0.0)]]
     assert Preferences().measure(evidence({"sft": answers([T])}, samples={"best": samples})) == []
+
+
+def test_the_score_of_an_ensemble_by_hand() -> None:
+    """Means 1 and 0, spreads 2 and 4: a raw 3 and -4 are 1 and -1 spreads, 5 and 4 are 2 and 1; times the mean spread 3. One head alone is raw."""
+    told = [torch.tensor([[3.0], [5.0]]), torch.tensor([[-4.0], [4.0]])]
+    assert together(told, [RewardStats(1.0, 2.0), RewardStats(0.0, 4.0)]) == [0.0, 4.5]
+    assert together(told[:1], [RewardStats(1.0, 2.0)]) == [3.0, 5.0]
+    two_heads = torch.tensor([[3.0, 1.0]])  # levelled by their offsets 1 and -1 both say 2: half a spread
+    assert together([two_heads], [RewardStats(1.0, 2.0, offsets=(1.0, -1.0))]) == [1.0]
 
 
 def test_a_row_of_the_file_holds_only_what_is_known() -> None:

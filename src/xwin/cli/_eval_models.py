@@ -103,7 +103,7 @@ def reward_model(
         raise UserError(f"two sets have one name: {', '.join(names)}", "SETS", "a set is named by its file: rename one")
     sets = {name: _rows(path, Makes.PREFERENCES) for name, path in zip(names, files, strict=True)}
     learner = Learner(causal.load(folder, head="score", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
-    rows = measure_sets(model, learner, load_template(folder, template), sets)
+    rows = measure_sets(model, [(learner, load_template(folder, template))], sets)
     texts = {name: [row.prompt[-1].text for row in found] for name, found in sets.items()}
     _report([*rows, *_overlap(texts, training)], as_json=as_json)
 

@@ -35,10 +35,10 @@ SHARED = (
 )
 """What the names of other such metrics begin with."""
 
-COLUMNS = ("accuracy", "win_rate", "judged", "rm_accuracy", "longer_wins", "kl", "length")
+COLUMNS = ("accuracy", "gold", "win_rate", "judged", "rm_accuracy", "longer_wins", "kl", "length")
 """The order of the final table's columns; other metrics follow as they come."""
 
-DECIMALS = {"kl": 2, "mt_bench": 2, "mt_bench_1": 2, "mt_bench_2": 2, "judge_kappa": 3}
+DECIMALS = {"gold": 2, "kl": 2, "mt_bench": 2, "mt_bench_1": 2, "mt_bench_2": 2, "judge_kappa": 3}
 """Decimals of a metric in the final table, and of its parts (what stands before "/"); 1 for every other."""
 
 
@@ -204,7 +204,7 @@ def final_table(rows: Sequence[Mapping[str, Json]], metrics: Sequence[str] = ())
 def heading(metric: str) -> str:
     """A metric as the head of a column, with its unit.  Example: "accuracy, %" """
     name = metric.removeprefix("accuracy/")
-    units = {"kl": ", nats", "length": ", tokens", "mt_bench": ", 1 to 10", "mt_bench_1": ", 1 to 10", "mt_bench_2": ", 1 to 10"}
+    units = {"gold": ", reward", "kl": ", nats", "length": ", tokens", "mt_bench": ", 1 to 10", "mt_bench_1": ", 1 to 10", "mt_bench_2": ", 1 to 10"}
     return name + (", %" if is_share(metric) else units.get(metric, ""))
 
 

@@ -134,16 +134,19 @@ def whiskers(name: str, rows: Sequence[Whisker], *, low: float | None = None, hi
         return _svg(figure, name)
 
 
-def scatter(name: str, dots: Sequence[Dot], *, x: str, y: str) -> str:
-    """An SVG with a named dot per model and the interval of its height.
+def scatter(name: str, dots: Sequence[Dot], *, x: str, y: str, trails: Sequence[Sequence[tuple[float, float]]] = ()) -> str:
+    """An SVG with a named dot per model and the interval of its height, over thin lines of how models got there.
 
     Args:
         name: no other plot of the page has it; it makes the ids inside.
         dots: the last is drawn in the second colour.
         x, y: what the axes are, with units.
+        trails: the (x, y) that models passed, a line each.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _canvas(2.9)
+        for trail in trails:
+            axes.plot([at for at, _ in trail], [height for _, height in trail], color=FIRST, linewidth=1.0, alpha=0.45, marker=".", markersize=4)
         for place, dot in enumerate(dots):
             colour = SECOND if place == len(dots) - 1 else FIRST
             if math.isfinite(dot.low) and math.isfinite(dot.high):

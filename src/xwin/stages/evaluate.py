@@ -228,7 +228,11 @@ class Evaluate(Stage):
     @staticmethod
     def _answers(group: Group, rewards: Sequence[float | None]) -> list[Answer]:
         triples = zip(group.rollouts, group.texts, rewards, strict=True)
-        return [Answer(text, r.score is not None and r.score.value > 0.5, len(r.completion), reward) for r, text, reward in triples]
+        scores = [r.score.value if r.score is not None else None for r in group.rollouts]
+        return [
+            Answer(text, score is not None and score > 0.5, len(r.completion), reward, gold=score)
+            for (r, text, reward), score in zip(triples, scores, strict=True)
+        ]
 
     def _kl(self, ctx: Context, contender: Contender, origin: Contender, groups: Sequence[Group]) -> list[float | None]:
         """Nats per answer, log pi - log ref, both read by the learner; None where the two models read different templates or tokens."""
@@ -265,5 +269,7 @@ def picked(answers: Sequence[Answer]) -> Answer:
 
 
 def _shown(answer: Answer) -> dict[str, Any]:
-    judged = {} if answer.judged is None else {"judged": answer.judged}
-    return {"text": answer.text, "passed": answer.passed, "score": answer.reward} | judged
+    """One answer in samples.jsonl; KL and the judge's verdict only where they were asked for."""
+    measured = {"kl": answer.kl, "judged": answer.judged}
+    shown = {"text": answer.text, "passed": answer.passed, "score": answer.reward, "gold": answer.gold, "length": answer.length}
+    return shown | {name: value for name, value in measured.items() if value is not None}

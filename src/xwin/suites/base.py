@@ -61,6 +61,8 @@ class Answer:
     """Score of the reward model, where it was asked."""
     kl: float | None = None
     """Nats: log-prob of the whole answer under this model less under the reference, where both read the same template and the same tokens."""
+    gold: float | None = None
+    """Score of the gold scorer, in its unit."""
     judged: float | None = None
     """What the judge gives it against the reference's answer: 0 lost, 1 won, 0.5 equal; None where it was not asked or not understood."""
 
