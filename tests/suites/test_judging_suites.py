@@ -19,6 +19,7 @@ from xwin.run.report import write_report
 from xwin.run.statistics import proportion
 from xwin.scorers._judge_parsing import is_switched
 from xwin.scorers._pairwise import Pair
+from xwin.stages.evaluate import Evaluate
 from xwin.suites._alpaca_labels import read_labels
 from xwin.suites._judge_quality import report
 from xwin.suites._judge_votes import VoteSet, read_votes
@@ -240,6 +241,15 @@ def test_alpaca_eval_against_two_models_keeps_both_apart(tmp_path: Path, tiny_fo
         assert [found["one", f"alpaca_eval/{name}"]["value"] for name in ("short", "long")] == [1.0, 0.0]
         stage["suites"] = [suites[0], suites[0]]
         assert "another suite of this kind writes rows of the same names" in str(failure(tmp_path, tiny_folder, {"report": stage}))
+
+
+def test_suites_of_one_kind_may_stand_together_where_their_rows_do_not_meet() -> None:
+    tasks = [{"kind": "harness", "tasks": ["mmlu"]}, {"kind": "harness", "tasks": ["ifeval"], "chat": True}]
+    stage = Evaluate.model_validate({"kind": "evaluate", "contenders": [{"name": "one", "model": "base"}], "suites": tasks})
+    assert not stage.check()
+    judges = [{"kind": "judge_quality", "sets": {"x": "./x.jsonl"}, "engine": {"kind": "remote", "model": name}} for name in ("a", "b")]
+    assert not Evaluate.model_validate({"kind": "evaluate", "suites": judges}).check()
+    assert len(Evaluate.model_validate({"kind": "evaluate", "suites": [*judges, judges[0]]}).check()) == 1
 
 
 def test_what_suites_ask_is_looked_for_in_what_the_models_learned(tmp_path: Path, tiny_folder: Path) -> None:
