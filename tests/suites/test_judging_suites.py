@@ -245,11 +245,11 @@ def test_alpaca_eval_against_two_models_keeps_both_apart(tmp_path: Path, tiny_fo
 
 def test_suites_of_one_kind_may_stand_together_where_their_rows_do_not_meet() -> None:
     tasks = [{"kind": "harness", "tasks": ["mmlu"]}, {"kind": "harness", "tasks": ["ifeval"], "chat": True}]
-    stage = Evaluate.model_validate({"kind": "evaluate", "contenders": [{"name": "one", "model": "base"}], "suites": tasks})
+    stage = Evaluate.model_validate({"contenders": [{"name": "one", "model": "base"}], "suites": tasks})
     assert not stage.check()
     judges = [{"kind": "judge_quality", "sets": {"x": "./x.jsonl"}, "engine": {"kind": "remote", "model": name}} for name in ("a", "b")]
-    assert not Evaluate.model_validate({"kind": "evaluate", "suites": judges}).check()
-    assert len(Evaluate.model_validate({"kind": "evaluate", "suites": [*judges, judges[0]]}).check()) == 1
+    assert not Evaluate.model_validate({"suites": judges}).check()
+    assert len(Evaluate.model_validate({"suites": [*judges, judges[0]]}).check()) == 1
 
 
 def test_what_suites_ask_is_looked_for_in_what_the_models_learned(tmp_path: Path, tiny_folder: Path) -> None:
