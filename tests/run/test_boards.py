@@ -108,7 +108,7 @@ def test_mt_bench_by_turn_and_category_in_grades() -> None:
 def test_judges_have_a_row_per_set() -> None:
     table = [cell("gpt", "judge_agreement/pandalm", 0.7), cell("gpt", "judge_kappa/pandalm", 0.5), cell("gpt", "judge_first/llmbar/Natural", 0.6)]
     assert judges(table) == [
-        ["judge", "agrees with people, %", "kappa", "for the first, %", "for the longer, %", "both orders agree, %", "variance, %", "n"],
+        ["judge", "agrees, %", "kappa", "for the first, %", "for the longer, %", "orders agree, %", "variance, %", "n"],
         ["gpt on pandalm", "70.0 [69.0, 71.0]", "0.500 [0.490, 0.510]", "", "", "", "", "100"],
         ["gpt on llmbar/Natural", "", "", "60.0 [59.0, 61.0]", "", "", "", "100"],
     ]

@@ -19,6 +19,7 @@ from xwin.run.report import write_report
 from xwin.run.statistics import proportion
 from xwin.scorers._judge_parsing import is_switched
 from xwin.scorers._pairwise import Pair
+from xwin.stages.evaluate import Evaluate
 from xwin.suites._alpaca_labels import read_labels
 from xwin.suites._judge_quality import report
 from xwin.suites._judge_votes import VoteSet, read_votes
@@ -225,6 +226,7 @@ def test_alpaca_eval_against_the_outputs_of_a_file(tmp_path: Path, tiny_folder: 
     assert "win rate on AlpacaEval, against davinci" in page
     assert "win rate against length" in page
     assert "<h3>Leaderboard" in page
+    assert "<h3>AlpacaEval" not in page
 
 
 def test_alpaca_eval_against_two_models_keeps_both_apart(tmp_path: Path, tiny_folder: Path) -> None:
@@ -238,8 +240,18 @@ def test_alpaca_eval_against_two_models_keeps_both_apart(tmp_path: Path, tiny_fo
         done = carry_out(tmp_path, tiny_folder, {"report": stage})
         found = table(done)
         assert [found["one", f"alpaca_eval/{name}"]["value"] for name in ("short", "long")] == [1.0, 0.0]
+        assert "<h3>AlpacaEval" in write_report(done.path).read_text()
         stage["suites"] = [suites[0], suites[0]]
         assert "another suite of this kind writes rows of the same names" in str(failure(tmp_path, tiny_folder, {"report": stage}))
+
+
+def test_suites_of_one_kind_may_stand_together_where_their_rows_do_not_meet() -> None:
+    tasks = [{"kind": "harness", "tasks": ["mmlu"]}, {"kind": "harness", "tasks": ["ifeval"], "chat": True}]
+    stage = Evaluate.model_validate({"contenders": [{"name": "one", "model": "base"}], "suites": tasks})
+    assert not stage.check()
+    judges = [{"kind": "judge_quality", "sets": {"x": "./x.jsonl"}, "engine": {"kind": "remote", "model": name}} for name in ("a", "b")]
+    assert not Evaluate.model_validate({"suites": judges}).check()
+    assert len(Evaluate.model_validate({"suites": [*judges, judges[0]]}).check()) == 1
 
 
 def test_what_suites_ask_is_looked_for_in_what_the_models_learned(tmp_path: Path, tiny_folder: Path) -> None:
@@ -336,15 +348,12 @@ def test_biases_have_the_interval_of_the_pairs_they_rest_on(tmp_path: Path) -> N
     ]
     quality = report(read_votes(write(tmp_path / "votes.jsonl", rows))).judges[0]
     assert quality.n_unread == 0
-    shares = {"prefers_first": quality.prefers_first, "prefers_longer": quality.prefers_longer, "consistent": quality.consistent}
-    assert {name: (found.value, found.n) for name, found in shares.items() if found} == {
-        "prefers_first": (50.0, 4),
-        "prefers_longer": (50.0, 2),
-        "consistent": (50.0, 4),
-    }
+    first, longer_one, consistent = quality.prefers_first, quality.prefers_longer, quality.consistent
+    assert first and longer_one and consistent
+    assert [(found.value, found.n) for found in (first, longer_one, consistent)] == [(50.0, 4), (50.0, 2), (50.0, 4)]
     wilson = proportion(2, 4)
-    assert (shares["consistent"].low, shares["consistent"].high) == (100 * wilson.low, 100 * wilson.high)
-    assert shares["prefers_first"].low == 0.0 < 50.0 < shares["prefers_first"].high  # 1, 0, 1/2, 1/2: t(3) * sqrt(1/6 / 4) = 0.65
+    assert (consistent.low, consistent.high) == (100 * wilson.low, 100 * wilson.high)
+    assert first.low == 0.0 < 50.0 < first.high  # 1, 0, 1/2, 1/2: t(3) * sqrt(1/6 / 4) = 0.65
     assert quality.variance is None
 
 

@@ -25,11 +25,11 @@ REWARD: Mapping[str, str] = {
 }
 """What is measured of a reward model on a set of pairs."""
 JUDGE: Mapping[str, str] = {
-    "judge_agreement": "agrees with people, %",
+    "judge_agreement": "agrees, %",
     "judge_kappa": "kappa",
     "judge_first": "for the first, %",
     "judge_longer": "for the longer, %",
-    "judge_consistent": "both orders agree, %",
+    "judge_consistent": "orders agree, %",
     "judge_variance": "variance, %",
 }
 """What is measured of a judge on a set of votes."""

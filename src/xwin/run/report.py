@@ -254,11 +254,12 @@ def _result(stage: StageFacts) -> Result:
     metrics = ordered([cell.metric for cell in stage.table])
     reward = [m for m in metrics if m in boards.REWARD]
     others = [m for m in metrics if "/" not in m and m not in reward and m not in boards.TURNS]
+    alpaca = boards.alpaca_eval(stage.table)
     families = {m: m.removeprefix("accuracy/") for m in metrics if m.startswith("accuracy/")}
     tables = (
         ("", final_table(rows, others) if others else []),
         ("Leaderboard", boards.leaderboard(stage.table)),
-        ("AlpacaEval, win rate, %", boards.alpaca_eval(stage.table)),
+        ("AlpacaEval, win rate, %", alpaca if len(alpaca) > 2 else []),  # of one opponent it is the leaderboard again
         ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
         ("Foundation tasks, %", boards.foundation(stage.table)),
         ("Tasks, %", boards.tasks(stage.table)),

@@ -43,6 +43,9 @@ class Harness(Suite):
     def least_rows(self) -> int:
         return 1
 
+    def distinct(self) -> str:
+        return ", ".join(self.tasks)
+
     def measure(self, evidence: Evidence) -> list[Row]:
         workshop = evidence.workshop
         assert workshop is not None
