@@ -156,7 +156,7 @@ def _answer(row: Mapping[str, Json]) -> Answer:
 
 
 def _cost(report: Report, contender: Mapping[str, Json]) -> Cost:
-    """Of every stage that the row stands on, but for the reference's and the judge's; of a row that chooses one of n also what it wrote for the test."""
+    """Of every stage that the row stands on but for the reference's and the judge's; where it chooses one of n also what it wrote for the test."""
     chooses, path = contender["n"] > 1, report.path
     origin = next(c["model"] for c in report.settings["contenders"] if c["name"] == report.settings["reference"])
     refs = [contender["model"], *(_models(contender["scorer"]) if chooses else [])]

@@ -212,7 +212,8 @@ def sampled(path: Path) -> int:
 
 
 def test_a_study_is_what_its_runs_say(runs: list[Done]) -> None:
-    """Costs by a second way, from the files: a method pays for the reward model that it stands on, and not for SFT; and the table of the run."""
+    """Costs by a second way, from the files: a method pays for the reward model that it stands on, not for SFT, nor for the judge that
+    looks on; and the table of the run."""
     study = read_study([done.path for done in runs], {})
     methods = {method.name: method for method in study.methods}
     assert list(methods) == ["sft", "best of 2", "ppo"]
