@@ -156,11 +156,11 @@ def _answer(row: Mapping[str, Json]) -> Answer:
 
 
 def _cost(report: Report, contender: Mapping[str, Json]) -> Cost:
-    """Of every stage that the row stands on and the reference does not; of a row that chooses among n answers also what it wrote for the test."""
+    """Of every stage that the row stands on but for the reference's and the judge's; where it chooses one of n also what it wrote for the test."""
     chooses, path = contender["n"] > 1, report.path
     origin = next(c["model"] for c in report.settings["contenders"] if c["name"] == report.settings["reference"])
     refs = [contender["model"], *(_models(contender["scorer"]) if chooses else [])]
-    needed = _behind(path, report.stages, refs) - _behind(path, report.stages, [origin])
+    needed = _behind(path, report.stages, refs) - _behind(path, report.stages, [origin, *_models(report.settings["gold"])])
     whole = sum((_of_stage(path, report.stages[name]) for name in sorted(needed)), Cost())
     written = _written(path / "stages" / report.name / f"rollouts-{contender['name']}.jsonl") if chooses else {}
     return whole + Cost(written=sum(written.values()))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -9,10 +11,11 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from stages.small import Done, carry_out, chats, pairs, prompts, read, write
 
 from benchmarks.crossed import crossed, holm
-from benchmarks.study import Worth, lines_of, plots, summary, table, worth_of
-from benchmarks.study_runs import Answer, Cost, Method, Passed, Study
+from benchmarks.study import Worth, lines_of, main, plots, summary, table, worth_of
+from benchmarks.study_runs import Answer, Cost, Method, Passed, Study, read_study
 from xwin.errors import UserError
 
 
@@ -65,7 +68,7 @@ def answers(golds: list[float], kl: float | None, length: float = 10.0) -> list[
     return [Answer(gold, length, gold / 2, kl) for gold in golds]
 
 
-SFT = Method("sft", 1, {0: answers([0.0, 0.2, 0.4], 0.0), 1: answers([0.1, 0.1, 0.4], 0.0)})
+SFT = Method("sft", 1, {0: answers([0.0, 0.2, 0.4], 0.0), 1: answers([0.1, 0.1, 0.4], 0.0)}, {0: Cost(), 1: Cost()})
 BEST = Method("best of 4", 4, {0: answers([0.5, 0.6, 1.0], None), 1: answers([0.6, 0.6, 0.9], None)}, {0: Cost(300, 800, 60), 1: Cost(500, 800, 60)})
 PPO = Method(
     "ppo",
@@ -117,8 +120,8 @@ def test_the_table_reads_as_markdown() -> None:
 
 
 def test_right_and_wrong_is_shown_in_percent_and_by_family() -> None:
-    one = Method("sft", 1, {0: answers([0.0, 1.0, 1.0, 0.0], 0.0)})
-    other = Method("grpo", 1, {0: answers([1.0, 1.0, 1.0, 0.0], 1.0)})
+    one = Method("sft", 1, {0: answers([0.0, 1.0, 1.0, 0.0], 0.0)}, {0: Cost()})
+    other = Method("grpo", 1, {0: answers([1.0, 1.0, 1.0, 0.0], 1.0)}, {0: Cost(5, 5, 5)})
     study = Study("sft", list("abcd"), ["sums", "sums", "logic", "logic"], [one, other], {})
     text = table(study, lines_of(study, None), None)
     assert study.verified
@@ -152,3 +155,116 @@ def test_a_judge_must_have_been_measured(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="a set named `all`"):
         worth_of(tmp_path)
+
+
+LITTLE = {"sampling": {"max_tokens": 6}, "prompts": "./prompts.jsonl"}
+STAGES = {
+    "sft": {"kind": "sft", "init": "base", "data": "./chats.jsonl", "epochs": 1, "optim": {"lr": 1e-3}},
+    "rm": {"kind": "reward_model", "init": "sft", "data": "./pairs.jsonl", "validation": "./pairs.jsonl", "optim": {"lr": 1e-3}},
+    "gold": {"kind": "reward_model", "init": "base", "data": "./turned.jsonl", "optim": {"lr": 1e-3}},
+    "ppo": {
+        "kind": "rl",
+        "init": "sft",
+        "validation": "./prompts.jsonl",
+        "eval_every": 2,
+        "steps": 3,
+        "prompts_per_step": 2,
+        "n": 2,
+        **LITTLE,
+        "scorer": {"kind": "reward_model", "model": "rm"},
+        "gold": {"kind": "reward_model", "model": "gold"},
+        "optim": {"lr": 1e-3},
+        "critic": {"init": "rm", "tune": {"kind": "last", "layers": 1}},
+    },
+    "report": {
+        "kind": "evaluate",
+        "gold": {"kind": "reward_model", "model": "gold"},
+        "reference": "sft",
+        "suites": ["gold", "drift"],
+        **LITTLE,
+        "contenders": [
+            {"name": "sft", "model": "sft"},
+            {"name": "best of 2", "model": "sft", "n": 2, "scorer": {"kind": "reward_model", "model": "rm"}, "before": "sft"},
+            {"name": "ppo", "model": "ppo", "scorer": {"kind": "reward_model", "model": "rm"}, "before": "sft"},
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Done]]:
+    """Two seeds of a small study on the tiny model. Not to be written to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XWIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = []
+        for seed in (0, 1):
+            folder = tmp_path_factory.mktemp("study")
+            write(folder / "chats.jsonl", chats(["yes", "no"] * 4))
+            write(folder / "prompts.jsonl", prompts(4))
+            write(folder / "pairs.jsonl", pairs("yes", "no", 8))
+            write(folder / "turned.jsonl", pairs("no", "yes", 8))
+            made.append(carry_out(folder, tiny_folder, STAGES, seed=seed))
+        yield made
+
+
+def sampled(path: Path) -> int:
+    return sum(len(row["completion"]) for row in read(path))
+
+
+def test_a_study_is_what_its_runs_say(runs: list[Done]) -> None:
+    """Costs by a second way, from the files: a method pays for the reward model that it stands on, not for SFT, nor for the judge that
+    looks on; and the table of the run."""
+    study = read_study([done.path for done in runs], {})
+    methods = {method.name: method for method in study.methods}
+    assert list(methods) == ["sft", "best of 2", "ppo"]
+    assert (study.reference, study.prompts) == ("sft", [f"Say it {i}." for i in range(4)])
+    for seed, done in enumerate(runs):
+        trained = {stage: sum(done.curve(stage, "tokens").values()) for stage in ("rm", "ppo")}
+        written = sampled(done.stage("ppo") / "rollouts.jsonl")
+        ppo, best = methods["ppo"].cost[seed], methods["best of 2"].cost[seed]
+        assert (ppo.trained, ppo.written) == (trained["rm"] + trained["ppo"], written)
+        assert (best.trained, best.written) == (trained["rm"], sampled(done.stage("report") / "rollouts-best of 2.jsonl"))
+        assert methods["sft"].cost[seed] == Cost()
+        assert ppo.seconds >= sum(done.curve("rm", "seconds").values()) + sum(done.curve("ppo", "seconds").values())
+        first, *_, last = methods["ppo"].trail[seed]
+        gold = done.curve("ppo", "validation_gold")
+        assert list(gold) == [0, 1, 2]  # before the first round, after the second, at the end
+        assert (first.kl, first.tokens, first.gold) == (0.0, 0.0, 0.0)
+        assert (last.tokens, last.gold) == (trained["ppo"] + written, gold[2] - gold[0])
+        assert study.proxies[seed] == done.metrics("rm")["final_accuracy"]
+        cells = {(c["model"], c["metric"]): c["value"] for c in json.loads((done.stage("report") / "table.json").read_text())}
+        for line in lines_of(read_study([done.path], {}), None):
+            assert (cells[line.name, "gold"], cells[line.name, "length"]) == pytest.approx((line.gold.mean, line.length))
+    assert all(answer.kl == 0 for some in methods["sft"].answers.values() for answer in some)
+    assert not study.verified
+
+
+def test_a_run_of_the_same_seed_adds_what_the_first_one_lacks(runs: list[Done]) -> None:
+    """The same run again has nothing new; what rows cost that no stage made is given."""
+    alone = read_study([runs[0].path], {})
+    twice = read_study([runs[0].path, runs[0].path], {"sft": {"written": 5.0, "trained": 7.0, "seconds": 60.0}})
+    assert [method.answers for method in twice.methods] == [method.answers for method in alone.methods]
+    assert twice.methods[0].cost[0] == Cost(5.0, 7.0, 60.0)
+
+
+def test_runs_on_other_prompts_are_refused(runs: list[Done], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs[1].path, tmp_path / "other"))
+    samples = other / "stages" / "report" / "samples.jsonl"
+    samples.write_text(samples.read_text().replace("Say it", "Sing it"))
+    with pytest.raises(UserError, match="other prompts"):
+        read_study([runs[0].path, other], {})
+    shutil.rmtree(other / "stages" / "report")
+    with pytest.raises(UserError, match="no finished evaluate stage"):
+        read_study([other], {})
+
+
+def test_the_command_writes_table_and_plots(
+    runs: list[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["study", *(str(done.path) for done in runs), "--to", str(tmp_path / "out")])
+    assert main() == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compute.svg", "kl.svg", "study.json", "table.md"]
+    assert capsys.readouterr().out == (tmp_path / "out" / "table.md").read_text()
+    monkeypatch.setattr("sys.argv", ["study", str(tmp_path / "nothing")])
+    assert main() == 2
+    assert "no such folder" in capsys.readouterr().err

@@ -91,6 +91,12 @@ def test_the_plots_are_whole_even_where_numbers_are_missing() -> None:
     assert "a $b$" in drawn[0]
 
 
+def test_the_ways_that_models_went_are_lines_below_their_dots() -> None:
+    dots = [Dot("a", 1.0, 50.0, 45.0, 55.0), Dot("b", 2.0, 60.0, 55.0, 65.0)]
+    bare, trailed = (scatter("s", dots, x="KL", y="gold", trails=trails) for trails in ((), [[(0.0, 0.0), (1.0, 40.0), (float("nan"), 45.0)]]))
+    assert trailed.count("<path") == bare.count("<path") + 2  # the line, and the mark of its points
+
+
 def test_mt_bench_by_turn_and_category_in_grades() -> None:
     table = [cell("a", "mt_bench", 6.5), cell("a", "mt_bench_1", 7.0), cell("a", "mt_bench_2", 6.0), cell("a", "mt_bench/math", 3.0)]
     assert mt_bench([*table, cell("b", "mt_bench/math", 4.0)]) == [
