@@ -124,10 +124,9 @@ class DecodePlan:
     cache: Cache
     place: Tensor
     """[B] position of the new token in its row."""
-    where: tuple[Tensor, Tensor, slice, Tensor]
-    """Index of these places in a layer's memory: page, row, all heads, place in the page."""
-    reach: tuple[int, ...]
-    """For each page that is used, how many of the first rows must be multiplied with it."""
+    reach: tuple[tuple[slice, int], ...]
+    """Pages, and how many of the first rows must be multiplied with each of them. Several pages together are one block of memory."""
+    _lines: dict[int, Tensor] = field(default_factory=dict)
     _unseen: dict[int | None, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -136,31 +135,47 @@ class DecodePlan:
         reach = [0] * (max(places) // PAGE + 1)
         for row, place in enumerate(places):
             reach[: place // PAGE + 1] = [row + 1] * (place // PAGE + 1)
-        place = torch.tensor(places, device=device)
-        where = place // PAGE, torch.arange(len(places), device=device), slice(None), place % PAGE
-        return cls(cache, place, where, tuple(reach))
+        whole = next((page for page, n in enumerate(reach) if n < cache.rows), len(reach))  # pages that all rows of the cache reach
+        blocks = [(slice(0, whole), cache.rows)] * (whole > 0) + [(slice(page, page + 1), reach[page]) for page in range(whole, len(reach))]
+        return cls(cache, torch.tensor(places, device=device), tuple(blocks))
+
+    @property
+    def pages(self) -> int:
+        """How many are used."""
+        return self.reach[-1][0].stop
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None) -> Tensor:
         """See models.attention.Plan; query is [B, H, 1, D]. The heads that share a key head become rows of one product."""
         keys, values = self.cache.layer(layer, value)
         rows, kv, _, width = value.shape
         for store, fresh in ((keys, key), (values, value)):
-            store[self.where] = fresh[:, :, 0].to(store.dtype)
-        shared = query[:, :, 0].reshape(rows * kv, -1, width)
-        scores = shared.new_empty(*shared.shape[:2], len(self.reach) * PAGE)  # what no product writes is not seen
-        for page, n in enumerate(self.reach):
-            scores[: n * kv, :, page * PAGE : (page + 1) * PAGE] = torch.bmm(shared[: n * kv], keys[page, :n].flatten(0, 1).mT)
-        scores.view(rows, -1, scores.shape[-1]).masked_fill_(self.unseen(window), -torch.inf)
-        weight = (scores.float() * scale).softmax(-1).to(value.dtype)
+            store.view(-1, width).index_copy_(0, self.lines(kv), fresh.reshape(-1, width).to(store.dtype))
+        shared = query.reshape(rows * kv, -1, width)
+        scores = shared.new_empty(*shared.shape[:2], self.pages, PAGE)  # what no product writes is not seen
+        for pages, n in self.reach:
+            block = keys[pages, :n].flatten(0, 2)
+            asked = shared[: n * kv].repeat(len(block) // (n * kv), 1, 1)
+            scores[: n * kv, :, pages] = torch.bmm(asked, block.mT).unflatten(0, (-1, n * kv)).permute(1, 2, 0, 3)
+        scores.view(rows, -1, self.pages * PAGE).masked_fill_(self.unseen(window), -torch.inf)
+        weight = (scores.flatten(2).float() * scale).softmax(-1).to(value.dtype).view_as(scores)
         out = torch.zeros_like(shared, dtype=torch.float32)
-        for page, n in enumerate(self.reach):
-            out[: n * kv] += torch.bmm(weight[: n * kv, :, page * PAGE : (page + 1) * PAGE], values[page, :n].flatten(0, 1))
+        for pages, n in self.reach:
+            share = weight[: n * kv, :, pages].permute(2, 0, 1, 3).flatten(0, 1)
+            out[: n * kv].add_(torch.bmm(share, values[pages, :n].flatten(0, 2)).unflatten(0, (-1, n * kv)).sum(0, dtype=torch.float32))
         return out.to(value.dtype).view(rows, 1, -1, width)
+
+    def lines(self, heads: int) -> Tensor:
+        """[B * heads] where the new tokens go, of a layer's memory as lines of one head of one token."""
+        if heads not in self._lines:
+            row, head = (torch.arange(count, device=self.place.device) for count in (len(self.place), heads))
+            first = (self.place // PAGE * self.cache.rows + row)[:, None] * heads
+            self._lines[heads] = ((first + head) * PAGE + self.place[:, None] % PAGE).flatten()
+        return self._lines[heads]
 
     def unseen(self, window: int | None) -> Tensor:
         """[B, 1, pages * PAGE] places that a row's new token does not look at."""
         if window not in self._unseen:
-            behind = self.place[:, None] - torch.arange(len(self.reach) * PAGE, device=self.place.device)
+            behind = self.place[:, None] - torch.arange(self.pages * PAGE, device=self.place.device)
             unseen = behind < 0 if window is None else (behind < 0) | (behind >= window)
             self._unseen[window] = unseen[:, None]
         return self._unseen[window]

@@ -108,6 +108,7 @@ class Decoder:
             needed, there = self._needed(1, answer.longest) / 2**20, self.limits.cache / 2**20
             yield f"the cache would take {needed:.0f} MiB, and {there:.0f} are free", "shorten the prompt or lower max_tokens"
 
+    @torch.inference_mode()
     def drop(self, request: str) -> None:
         """See Batcher."""
         if request in self.names:
@@ -115,7 +116,7 @@ class Decoder:
             self.waiting = deque(a for a in self.waiting if a.request.id != request)
             self._leave([a.request.id == request for a in self.live])
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Token]:
         """See Batcher.
 

@@ -60,13 +60,13 @@ class Matrix:
         """[..., in] -> [..., out]"""
         if not self.packed:
             return linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
     def swish(self, x: Tensor) -> Tensor:
         """silu of the product."""
         if not self.packed:
             return silu(self(x))
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "swish", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "swish", [], "")  # type: ignore[no-any-return]
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The product, times another tensor of its shape."""
@@ -106,10 +106,10 @@ class Layer:
         return self.enter, self.leave, self.gate, self.up, self.down
 
     def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
-        """[B, L, d] -> [B, L, d], the residual stream in fp32; `turn` holds cosine and sine of the places, [B, L, 1, D]."""
+        """[B, L, d] -> [B, L, d], the residual stream in fp32; `turn`: see `_rotated`."""
         dtype = self.enter.dtype
         read = self.enter(_normed(x, self.norms[0]).to(dtype)).unflatten(-1, (-1, self.width))
-        turned, value = read[..., : -self.shared, :], read[..., -self.shared :, :]
+        turned, value = read.split([self.heads + self.shared, self.shared], -2)
         if self.head_norms:
             q, k = (_normed(part, norm) for part, norm in zip(turned.split([self.heads, self.shared], -2), self.head_norms, strict=True))
             turned = torch.cat([q, k], -2)
@@ -125,9 +125,14 @@ def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021, arXiv:2104.09864), halves of a head paired as Llama's weights have them."""
-    one, other = x.chunk(2, -1)
-    return x * cosine + torch.cat([-other, one], -1) * sine
+    """Rotary embedding (Su et al. 2021, arXiv:2104.09864), halves of a head paired as Llama's weights have them.
+
+    Args:
+        x: [B, L, H, D]
+        cosine: [B, L, 1, D] of the places.
+        sine: the same; negative in the first half.
+    """
+    return x * cosine + x.roll(x.shape[-1] // 2, -1) * sine
 
 
 @dataclass
@@ -149,9 +154,11 @@ class Lean:
     def __call__(self, tokens: Tensor, position: Tensor, plan: Plan) -> Tensor:
         """[B, L] -> [B, L, d] fp32"""
         x = self.body.embed_tokens(tokens).float()
-        turn = tuple(part.float()[:, :, None] for part in self.body.rotary_emb(x, position))
+        cosine, sine = (part.float()[:, :, None] for part in self.body.rotary_emb(x, position))
+        one, other = sine.chunk(2, -1)
+        turn = cosine, torch.cat([-one, other], -1)
         for layer in self.layers:
-            x = layer(x, (turn[0], turn[1]), plan)
+            x = layer(x, turn, plan)
         return _normed(x, self.body.norm)
 
 
@@ -246,7 +253,7 @@ class Reading:
             return self.logits(hidden)
         shift = hidden.new_zeros(len(hidden), 32)
         shift[:, 0] = -torch.tensor(near)
-        return torch.ops.mkldnn._linear_pointwise(torch.cat([hidden, shift], 1).bfloat16(), self.table, None, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise.default(torch.cat([hidden, shift], 1).bfloat16(), self.table, None, "none", [], "")  # type: ignore[no-any-return]
 
     def _plain(self, tokens: Tensor, position: Tensor, plan: Plan) -> Tensor:
         with self.model.autocast():
