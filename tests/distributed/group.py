@@ -154,8 +154,8 @@ def main(what: str, model: Path, folder: Path) -> None:
         {"compute": compute, "hang": hang}[what](workers, found, model)
         found["handler"] = signal.getsignal(signal.SIGTERM) == handler
         processes = psutil.Process().children(recursive=True)
-    found["bystander"] = bystander.poll()
     bystander.communicate()
+    found["bystander"] = bystander.returncode
     found["left"] = [name for p in processes for name in name_of(p)]
     found["said"] = said
     (folder / "found.json").write_text(json.dumps(found))

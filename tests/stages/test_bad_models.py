@@ -137,8 +137,9 @@ def test_a_model_that_carries_something_from_token_to_token_beside_attention_is_
 
 def test_an_attention_that_is_more_than_a_softmax_over_keys_is_refused(tmp_path: Path) -> None:
     """GPT-OSS has a learned sink in each head; without it every log-probability would be another."""
-    sizes = {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    GptOssForCausalLM(GptOssConfig(**SHAPE, **sizes, num_local_experts=2, num_experts_per_tok=1)).save_pretrained(tmp_path / "model")
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+    shape: dict[str, Any] = {**SHAPE, **heads, "intermediate_size": 32}
+    GptOssForCausalLM(GptOssConfig(**shape)).save_pretrained(tmp_path / "model")
     model = load(tmp_path / "model", head="language", tuning=Frozen(), dtype="float32")
     (batch,) = pack([Sample("a", (5, 6, 7), (False, True, True))], tokens=8)
     with pytest.raises(ModelError, match="the attention of GptOssAttention has s_aux, which packed training does not compute"):

@@ -39,7 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class PackedModel(nn.Module):
     """A network and, for a critic or a reward model, a scalar head.
 
-    Linear layers compute in `dtype`; the residual stream, norms, logits and softmax are fp32, and so is every parameter that is trained.
+    Linear layers compute in `dtype`; the residual stream, norms, logits with their softmax are fp32, and so is every parameter that is trained.
     """
 
     def __init__(self, network: PreTrainedModel, head: ScalarHead | None, dtype: torch.dtype) -> None:
