@@ -23,6 +23,9 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
+    revision: ClassVar[int] = 0
+    """Raised whenever results change for the same settings; part of a stage's fingerprint."""
+
     def settings(self) -> dict[str, Any]:
         """The settings as plain JSON values, nulls kept."""
         return self.model_dump(mode="json")
@@ -36,8 +39,6 @@ class Kind(Spec):
     """
 
     package: ClassVar[str]
-    revision: ClassVar[int] = 0
-    """Raised whenever the results of this kind change for the same settings; part of a stage's fingerprint."""
 
     @property
     def kind(self) -> str:

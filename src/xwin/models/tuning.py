@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from annotated_types import Ge
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xwin.errors import ModelError
+from xwin.models import lora
 from xwin.models.adapters import adapted
 from xwin.models.bitsandbytes import dequantized, is_quantized, quantize, require
 from xwin.models.recompute import layers
@@ -34,6 +35,7 @@ class LoRA(Spec):
     """Train low-rank adapters beside the linear layers of the body (Hu et al. 2021, arXiv:2106.09685); the rest is frozen."""
 
     kind: Literal["lora"] = "lora"
+    revision: ClassVar[int] = 1
 
     rank: Annotated[int, Ge(1)] = 16
     """Rank of the update, unitless."""
@@ -74,6 +76,8 @@ class LoRA(Spec):
         names = sorted(self.targets or linear)
         scale: Any = self.alpha  # peft annotates an int, and only divides it by the rank
         config = LoraConfig(r=self.rank, lora_alpha=scale, target_modules=names, lora_dropout=0.0, bias="none")
+        if not self.quantize:
+            config._register_custom_module({nn.Linear: lora.Linear})
         with warnings.catch_warnings():  # peft warns that tied embeddings are not adapted; they are not meant to be
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, network)

@@ -122,8 +122,9 @@ def fingerprint(name: str, spec: Stage, inputs: Mapping[str, Resolved], seed: in
 
 
 def revisions(spec: Stage) -> dict[str, list[str | int]]:
-    """Place in the settings -> the kind there and its revision.  Example: {"": ["rl", 0], "objective": ["ppo", 1], "credit": ["gae", 0], ...}"""
-    return {dotted(place): [found.kind, type(found).revision] for place, found in specs(spec) if isinstance(found, Kind)}
+    """Place in the settings -> the kind there and its revision.  Example: {"": ["rl", 0], "objective": ["ppo", 1], "tune": ["lora", 1], ...}"""
+    named = ((place, found) for place, found in specs(spec) if isinstance(found, Kind) or type(found).revision)
+    return {dotted(place): [getattr(found, "kind", ""), type(found).revision] for place, found in named}
 
 
 def ready(stage: PlannedStage, done: Mapping[str, PlannedStage]) -> dict[str, Resolved]:
