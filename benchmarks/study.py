@@ -35,8 +35,8 @@ SURE_ENOUGH = 0.6
 MADE_OF = ("seed", "git", "hardware", "versions")
 """What a run's own manifest says of how it was made."""
 
-COLOURS = dict(zip(VARIABLES.values(), ("#333333", "#d5d5d5", "#1f5f8b", "#b3261e"), strict=True))
-"""What the variables of the report's page are in a picture of its own."""
+COLOURS = dict(zip(VARIABLES.values(), ("#333333", "#d5d5d5", "#1f5f8b", "#1f5f8b"), strict=True))
+"""What the variables of the report's page are in a picture of its own, in which no method stands out."""
 
 
 @dataclass(frozen=True)
@@ -237,13 +237,14 @@ def _dot(name: str, x: float, gain: Crossed, scale: int) -> Dot:
 
 
 def _trails(study: Study) -> list[list[tuple[float, float, float]]]:
-    """Of each method that was looked at, (KL, tokens, gold) of its looks, mean over the seeds that have as many."""
+    """Of each method that was looked at, (KL, tokens, gold) of its looks, mean over the seeds that have as many; it begins at what it stands on."""
     found = []
     for method in study.methods:
         seeds = [trail for trail in method.trail.values() if len(trail) > 1]
         looks = zip(*[trail for trail in seeds if len(trail) == len(seeds[0])], strict=True) if seeds else ()
         means = [tuple(fmean(getattr(passed, name) for passed in look) for name in ("kl", "tokens", "gold")) for look in looks]
-        found += [[(kl, tokens, gold) for kl, tokens, gold in means]] if means else []
+        before = _spent(method).written + _spent(method).trained - means[-1][1] if means else 0.0
+        found += [[(kl, before + tokens, gold) for kl, tokens, gold in means]] if means else []
     return found
 
 
