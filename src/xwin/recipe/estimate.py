@@ -193,7 +193,7 @@ def token_bytes(network: Held, load: Load, *, gpu: bool) -> float:
     attention     b q + 2 b k (queries, keys, values) + b q (input of the output matrix); on a GPU torch keeps queries, output and the keys and
                   values laid out for each head, 4 b q + 2 b q and 4 H more
     MLP           3 b f (gate, up, their product)
-    adapters      an input of their own for each matrix that has one, in bfloat16, and b r; what a frozen matrix reads is not kept for it
+    adapters      b r for each matrix that has one; beside 4-bit weights also an input of their own, and what the frozen matrix reads is not kept
     """
     llama, q = network.shape.llama, network.shape.query
     b = 2 if network.rounds else 4
@@ -206,7 +206,7 @@ def token_bytes(network: Held, load: Load, *, gpu: bool) -> float:
     if tune is not None and tune.kind == "lora":
         named = [network.shape.linear[name] for name in tune.targets or network.shape.linear if name in network.shape.linear]
         adapters = b * tune.rank * len(named)
-        if network.rounds:
+        if network.rounds and tune.quantize:
             adapters += b * sum(inputs for inputs, _ in named)
             norms, attention, mlp = norms - 2 * b * llama.hidden, attention - b * q, mlp - b * llama.intermediate
     return norms + attention + mlp + adapters
