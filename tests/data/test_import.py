@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stages.small import conversations, preferences
 
-from xwin.data.conversation import read_conversations, read_preferences
 from xwin.data.defects import Defect
 from xwin.data.files import Table, open_table
 from xwin.data.formats import Makes
@@ -32,7 +32,7 @@ def test_rows_become_native_ones_and_the_reason_is_told(tmp_path: Path) -> None:
     done = import_rows([table(tmp_path, GOOD)], out=tmp_path / "out.jsonl", makes=Makes.CONVERSATIONS)
     assert (done.rows, done.items, done.dropped, dict(done.defects)) == (5, 5, 0, {})
     assert (done.sources[0].format, "instruction" in done.sources[0].reason) == ("alpaca", True)
-    said = read_conversations(tmp_path / "out.jsonl")
+    said = conversations(tmp_path / "out.jsonl")
     assert [(c.messages[0].text, c.messages[1].text) for c in said] == [(f"Say {i}", f"{i}") for i in range(5)]
 
 
@@ -58,7 +58,7 @@ def test_dropped_rows_are_written_down_with_their_reason_and_what_they_held(tmp_
         [table(tmp_path, BAD)], out=tmp_path / "out.jsonl", makes=Makes.CONVERSATIONS, on_defect="drop", rejected=tmp_path / "rejected.jsonl"
     )
     assert (done.rows, done.items, done.dropped) == (6, 1, 5)
-    assert len(read_conversations(tmp_path / "out.jsonl")) == 1
+    assert len(conversations(tmp_path / "out.jsonl")) == 1
     found = rejects(tmp_path / "rejected.jsonl")
     assert [row["row"] for row in found] == [2, 3, 4, 5, 7]
     assert [row["defect"] for row in found[1:]] == ["not JSON", "another format than the rows before", "not UTF-8", "cut off at the end of the file"]
@@ -75,7 +75,7 @@ def test_rows_read_are_rows_written_and_rows_dropped_whatever_they_hold(tmp_path
     assert (done.rows, done.items, done.dropped) == (5, 2, 3)
     assert done.defects[Defect.IDENTICAL] == 1
     assert done.examples[Defect.IDENTICAL][0].startswith(f"{tmp_path}/rows.jsonl:2")
-    assert len(read_preferences(tmp_path / "out.jsonl")) == 2
+    assert len(preferences(tmp_path / "out.jsonl")) == 2
     assert [row["row"] for row in rejects(tmp_path / "rejected.jsonl")] == [2, 4, 5]
 
 
@@ -84,7 +84,7 @@ def test_files_are_read_in_order_and_each_has_its_own_format(tmp_path: Path) -> 
     tables = [table(tmp_path, GOOD, "b.jsonl"), table(tmp_path, json.dumps(chats).encode(), "a.json")]
     done = import_rows(tables, out=tmp_path / "out.jsonl", makes=Makes.CONVERSATIONS)
     assert [(source.path.name, source.format) for source in done.sources] == [("b.jsonl", "alpaca"), ("a.json", "sharegpt")]
-    assert [c.messages[-1].text for c in read_conversations(tmp_path / "out.jsonl")] == ["0", "1", "2", "3", "4", "Hello"]
+    assert [c.messages[-1].text for c in conversations(tmp_path / "out.jsonl")] == ["0", "1", "2", "3", "4", "Hello"]
 
 
 def test_rows_of_the_wrong_kind_are_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ LARGE = ("--set", "sft.tokens_per_batch=65536", "--set", "sft.tokens_per_step=65
 
 
 def test_too_little_memory_names_the_setting_to_lower_and_lowering_it_helps(forks: Forks, short: Path) -> None:
-    """80 MiB more than the program takes: too little for all rows in one batch, enough for batches of 1,024."""
+    """80 MiB more than the program takes: too little for all rows in one batch, enough for batches of 1,024, not for threads that read weights."""
     long_rows(short.parent)
-    run, under = short.parent / "run", {"memory": 80 << 20}
+    run, under = short.parent / "run", {"memory": 80 << 20, "environment": {"HF_DEACTIVATE_ASYNC_LOAD": "1"}}
     said = message(forks.run("run", short, "--dir", run, *LARGE, under=under), 1)
     assert said.startswith("error: stages.sft: there is not enough memory: ")
     assert "fix: lower tokens_per_batch (65536)" in said

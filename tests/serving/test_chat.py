@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from inside import xwin
+from stages.small import conversations
 
 from xwin.cli._places import Place, find, find_reward_model
-from xwin.data.conversation import Conversation, Message, content_id, read_conversations
+from xwin.data.conversation import Conversation, Message, content_id
 from xwin.data.template import load_template
 from xwin.engines.base import EngineChat, Reply, Sampling
 from xwin.engines.local import Local
@@ -135,7 +136,7 @@ def test_a_saved_chat_is_a_row_of_training_data(session: ChatSession, tmp_path: 
     assert session.command(f"/save {file}") == f"added to {file}"
     list(session.answer("two"))
     session.command(f"/save {file}")
-    rows = read_conversations(file)
+    rows = conversations(file)
     assert [len(row.messages) for row in rows] == [3, 5]
     assert rows[1].messages == session.messages()
 
@@ -307,6 +308,6 @@ def test_piped_lines_are_answered_without_decorations(tmp_path: Path) -> None:
         env={**os.environ, "XWIN_CACHE": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
-    rows = read_conversations(tmp_path / "chat.jsonl")
+    rows = conversations(tmp_path / "chat.jsonl")
     assert done.stdout.startswith(rows[0].messages[1].text + "\n")
     assert done.stderr.endswith("added to chat.jsonl\n")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from engines.endpoint import Say, endpoint
 from rich.console import Console
+from stages.small import conversations
 
 from xwin.cli.main import main
-from xwin.data.conversation import Conversation, read_conversations
+from xwin.data.conversation import Conversation
 from xwin.engines.base import Reply, Sampling
 from xwin.engines.remote import Remote, RemoteChat
 from xwin.errors import ModelError
@@ -66,7 +67,7 @@ def test_piped_lines_are_answered_one_after_the_other() -> None:
 def test_commands_are_for_all(tmp_path: Path) -> None:
     file = tmp_path / "both.jsonl"
     sessions, _, notes = talk(["one", f"/save {file}", "/regenerate", "/reset", "/rest", "/quit", "two"], interactive=True)
-    assert [row.messages[1].text.strip() for row in read_conversations(file)] == ["one!", "one?"]
+    assert [row.messages[1].text.strip() for row in conversations(file)] == ["one!", "one?"]
     assert notes == [f"added to {file}", "the conversation starts anew", "there is no command /rest\n  fix: did you mean '/reset'?"]
     assert all(session.turns == () for session in sessions.values())
 
@@ -105,6 +106,6 @@ def test_two_models_answer_piped_lines(
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    rows = read_conversations(tmp_path / "both.jsonl")
+    rows = conversations(tmp_path / "both.jsonl")
     assert rows[0].messages == rows[1].messages  # the same weights, seed and words
     assert capsys.readouterr().out == f"{tiny_folder}: {rows[0].messages[1].text}\n./other: {rows[1].messages[1].text}\n"
