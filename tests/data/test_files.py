@@ -282,11 +282,11 @@ def test_parquet_gives_plain_values(tmp_path: Path) -> None:
         (b"\n  \n", "holds no rows"),
         (b"\xef\xbb\xbf", "holds no rows"),
         (b"[]", "holds no rows"),
-        (gzip.compress(b""), "holds no rows"),
+        (gzip.compress(b"", mtime=0), "holds no rows"),
         (b"PK\x03\x04....", "zip archive"),
         (b"\xff\xfe{\0}\0", "UTF-16"),
         (b"\x7fELF\0\0\0\0" + b"\x80" * 100, "binary"),
-        (gzip.compress(b"PAR1...."), "inside another packing"),
+        (gzip.compress(b"PAR1....", mtime=0), "inside another packing"),
     ],
 )
 def test_a_file_without_rows_is_an_error_that_says_why(data: bytes, says: str, tmp_path: Path) -> None:
