@@ -124,9 +124,9 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe.parent / "run"
 
 
-def again(start: Start, undisturbed: Path, tmp_path: Path, *sets: str) -> Run:
+def again(start: Start, undisturbed: Path, tmp_path: Path, *sets: str, **environment: str) -> Run:
     """The run once more, in a folder of its own."""
-    return start(undisturbed.parent / "chain.yaml", tmp_path / "run", *sets)
+    return start(undisturbed.parent / "chain.yaml", tmp_path / "run", *sets, **environment)
 
 
 def test_two_workers_learn_what_one_learns_in_every_kind_of_stage(start: Start, tmp_path: Path) -> None:
@@ -189,10 +189,12 @@ class Nodes:
 
     address: str
     folder: Path
+    key: dict[str, str]
+    """What makes a process one that may join."""
 
     def add(self, **environment: str) -> psutil.Process:
         """A node of one CPU; its raylet."""
-        before = self._raylets()
+        before, environment = self._raylets(), self.key | environment
         ray("start", f"--address={self.address}", "--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={self.folder}", **environment)
         (found,) = self._raylets() - before
         return found
@@ -215,13 +217,15 @@ def ray(*arguments: str, **environment: str) -> None:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    """A cluster whose head has no CPU for workers."""
+    """A cluster whose head has no CPU for workers, and which asks for a token."""
     folder = Path(f"/tmp/xr{os.getpid()}")  # short: Ray puts sockets there
     folder.mkdir()
+    (folder / "token").write_text("0" * 64)
+    key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     port = 20000 + os.getpid() % 9000
     options = ("--num-cpus=0", "--include-dashboard=false", "--object-store-memory=100000000", f"--temp-dir={folder}")
-    ray("start", "--head", f"--port={port}", *options)
-    found = Nodes(f"127.0.0.1:{port}", folder)
+    ray("start", "--head", f"--port={port}", *options, **key)
+    found = Nodes(f"127.0.0.1:{port}", folder, key)
     yield found
     for process in found.everybody():
         process.kill()
@@ -231,7 +235,7 @@ def nodes() -> Iterator[Nodes]:
 def test_a_lost_node_is_survived(start: Start, undisturbed: Path, tmp_path: Path, nodes: Nodes) -> None:
     nodes.add()
     lost = nodes.add()
-    run = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}")
+    run = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}", **nodes.key)
     run.until(run.reached("sft", 3))
     family = [lost, *lost.children(recursive=True)]
     nodes.add()
@@ -242,16 +246,19 @@ def test_a_lost_node_is_survived(start: Start, undisturbed: Path, tmp_path: Path
     assert content_of(run.folder) == content_of(undisturbed)
 
 
-def test_more_workers_than_there_are_and_other_packages_are_told(start: Start, undisturbed: Path, tmp_path: Path, nodes: Nodes) -> None:
+def test_a_missing_token_too_many_workers_and_other_packages_are_told(start: Start, undisturbed: Path, tmp_path: Path, nodes: Nodes) -> None:
     nodes.add()
-    few = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}")
+    stranger = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}", RAY_AUTH_MODE="disabled")
+    assert stranger.wait() == 2
+    assert "the cluster asks for a token" in stranger.said
+    few = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}", **nodes.key)
     assert few.wait() == 2
     assert "2 workers are asked for, and the cluster has 1 CPU on 2 machines" in few.said
     other = tmp_path / "other" / "safetensors-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: safetensors\nVersion: 0.0.1\n")
     nodes.add(PYTHONPATH=os.pathsep.join([str(other.parent), os.environ.get("PYTHONPATH", "")]))
-    run = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}")
+    run = again(start, undisturbed, tmp_path, "workers=2", f"ray.address={nodes.address}", **nodes.key)
     assert run.wait() == 2
     assert "has other packages than this process: safetensors 0.0.1 there" in run.said
 
@@ -259,5 +266,5 @@ def test_more_workers_than_there_are_and_other_packages_are_told(start: Start, u
 def test_an_address_where_no_cluster_is_is_told(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     run = again(start, undisturbed, tmp_path, "workers=2", "ray.address=127.0.0.1:1")
     assert run.wait() == 2
-    assert "ray.address 127.0.0.1:1" in run.said
+    assert "ray.address 127.0.0.1:1: Ray cannot be joined: nothing answers there" in run.said
     assert "Traceback" not in run.said

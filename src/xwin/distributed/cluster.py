@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,13 @@ PATIENCE = 60.0
 
 LOOK = 0.2
 """Seconds between looks at it."""
+
+ANSWER = 10.0
+"""Seconds that the head of a cluster has to answer at all."""
+
+START = "start a cluster: `ray start --head` here, `ray start --address=...` elsewhere"
+
+TOKEN = "the cluster asks for a token: RAY_AUTH_MODE=token here and on every machine, and the head's ~/.ray/auth_token"
 
 GONE = 10.0
 """Seconds that Ray's processes have to end by themselves."""
@@ -72,12 +80,13 @@ def connect(address: str) -> None:
     """Starts Ray on this machine, or joins a cluster.
 
     Raises:
-        UserError: no cluster is there, or its Ray or Python is another.
+        UserError: no cluster is there, it asks for a token, or its Ray or Python is another.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
     local = address == "local"
+    _require_answer(address)
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE} if local else {}
     for attempt in range(STARTS):
         try:
@@ -90,8 +99,19 @@ def connect(address: str) -> None:
             disconnect()
             if local and attempt + 1 < STARTS:
                 continue  # its parts wait for each other for seconds that are fixed: on a busy machine too few
-            fix = "free the machine of other work" if local else "start a cluster: `ray start --head` here, `ray start --address=...` elsewhere"
+            fix = "free the machine of other work" if local else TOKEN if isinstance(error, ray.exceptions.AuthenticationError) else START
             raise UserError(f"Ray cannot be joined: {_first_line(error)}", f"ray.address {address}", fix) from error
+
+
+def _require_answer(address: str) -> None:
+    """Sees to it that something listens at host:port: Ray itself would look for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"Ray cannot be joined: nothing answers there ({error})", f"ray.address {address}", START) from error
 
 
 def disconnect() -> None:
