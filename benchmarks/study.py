@@ -18,7 +18,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -121,7 +121,7 @@ def _against(study: Study, other: Method) -> dict[str, Crossed]:
         if method.name != other.name and pairs:
             found[method.name] = crossed([[a - b for a, b in zip(*pair, strict=True)] for pair in pairs])
     corrected = holm([one.p for one in found.values()])
-    return {name: Crossed(one.mean, one.low, one.high, p, one.seeds, one.prompts) for (name, one), p in zip(found.items(), corrected, strict=True)}
+    return {name: replace(one, p=p) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def _mean(method: Method, of: Callable[[Answer], float | None]) -> float | None:

@@ -109,7 +109,7 @@ class Report:
         if stage is None:
             raise UserError("has no finished evaluate stage with prompts", str(path), "run its recipe to the end first")
         rows = list(_rows(path / "stages" / stage.name / "samples.jsonl"))
-        return cls(path, run.seed or 0, stage.name, {s.name: s for s in run.stages}, _manifest(path, stage.name)["settings"], rows)
+        return cls(path, run.seed or 0, stage.name, {s.name: s for s in run.stages}, manifest_of(path, stage.name)["settings"], rows)
 
     def proxy(self) -> float | None:
         """Share of held-out pairs that the reward model of the rows ranks right; None where there is none, or it was not asked."""
@@ -180,7 +180,7 @@ def _behind(path: Path, stages: Mapping[str, StageFacts], refs: Sequence[str]) -
         name = left.pop()
         if name in stages and name not in found:
             found.add(name)
-            left += [ref.partition("/")[0] for ref in _manifest(path, name)["inputs"]]
+            left += [ref.partition("/")[0] for ref in manifest_of(path, name)["inputs"]]
     return found
 
 
@@ -203,7 +203,7 @@ def _trail(path: Path, stage: StageFacts) -> list[Passed]:
     at = {(e.step, e.name): e.value for e in stage.events}
     looks = sorted(step for step, name in at if name == "validation_gold")
     written = _written(path / "stages" / stage.name / "rollouts.jsonl")
-    early = bool(looks) and _manifest(path, stage.name)["settings"]["eval_every"] > 1
+    early = bool(looks) and manifest_of(path, stage.name)["settings"]["eval_every"] > 1
     found = []
     for look in looks:
         begun = early and look == looks[0]
@@ -212,7 +212,8 @@ def _trail(path: Path, stage: StageFacts) -> list[Passed]:
     return found
 
 
-def _manifest(path: Path, stage: str) -> Mapping[str, Json]:
+def manifest_of(path: Path, stage: str) -> Mapping[str, Json]:
+    """What a stage of a run directory says of itself."""
     return json.loads((path / "stages" / stage / "manifest.json").read_text(encoding="utf-8"))
 
 

@@ -19,27 +19,20 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.smollm2 import trainer_settings
+from benchmarks.study_runs import Cost, manifest_of
+from xwin.run.facts import read_run
 
 QUICK = 2
 """Steps, where it is only to be seen that it runs."""
 AT_ONCE = 4
 """Pairs, or answers, of a pass: bounds memory."""
-
-
-@dataclass
-class Spent:
-    """As benchmarks.study_runs.Cost."""
-
-    written: float = 0.0
-    trained: float = 0.0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,17 +45,17 @@ class Given:
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         """As our stage had them."""
-        return json.loads((self.run / "stages" / stage / "manifest.json").read_text(encoding="utf-8"))["settings"]
+        return manifest_of(self.run, stage)["settings"]
 
     def steps(self, stage: str) -> int:
         """Optimizer steps that our preference stage took."""
-        rows = map(json.loads, (self.run / "stages" / stage / "events.jsonl").read_text(encoding="utf-8").splitlines())
-        return sum(row["name"] == "loss" for row in rows)
+        found = next(s for s in read_run(self.run).stages if s.name == stage)
+        return sum(event.name == "loss" for event in found.events)
 
     @property
     def seed(self) -> int:
         """Of our run."""
-        return int(json.loads((self.run / "manifest.json").read_text(encoding="utf-8"))["seed"])
+        return read_run(self.run).seed or 0
 
     @property
     def sft(self) -> Path:
@@ -75,7 +68,7 @@ class Given:
         return self.run / "stages" / "rm" / "final"
 
 
-def dpo(given: Given, to: Path, quick: bool) -> Spent:  # noqa: FBT001 - the one setting of both
+def dpo(given: Given, to: Path, quick: bool) -> Cost:  # noqa: FBT001 - the one setting of both
     """TRL's DPO over our pairs, tokenised by our template, in as many steps of equally many pairs."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -105,10 +98,10 @@ def dpo(given: Given, to: Path, quick: bool) -> Spent:  # noqa: FBT001 - the one
         return Tokenised(_network(given.sft), None, settings, train_dataset=table, processing_class=_tokenizer(given.sft), peft_config=_lora(ours))
 
     trained = float(sum(len(c.tokens) + len(r.tokens) for c, r in pairs))
-    return Spent(0.0, trained, _train(make, given.sft, to))
+    return Cost(0.0, trained, _train(make, given.sft, to))
 
 
-def grpo(given: Given, to: Path, quick: bool) -> Spent:  # noqa: FBT001 - as above
+def grpo(given: Given, to: Path, quick: bool) -> Cost:  # noqa: FBT001 - as above
     """TRL's GRPO over our prompts and our reward, a round of as many answers and optimizer steps."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -126,11 +119,11 @@ def grpo(given: Given, to: Path, quick: bool) -> Spent:  # noqa: FBT001 - as abo
     asked = [template.prompt(row.prompt) for row in window(prompts, derive(given.seed, "grpo", "prompts"), 0, rounds * ours["prompts_per_step"])]
     tokenizer = _tokenizer(given.sft)
     table = Dataset.from_list([{"prompt": tokenizer.decode(tokens), "ids": list(tokens)} for tokens in asked])
-    spent, reward = Spent(), reward_of(given.rm, ours["scorer"]["unfinished"])
+    spent, reward = list[Cost](), reward_of(given.rm, ours["scorer"]["unfinished"])
 
     def rewards(completion_ids: Sequence[Sequence[int]], ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        spent.written += sum(map(len, completion_ids))
-        spent.trained += sum(map(len, completion_ids)) + sum(map(len, ids))
+        written = sum(map(len, completion_ids))
+        spent.append(Cost(written, written + sum(map(len, ids))))
         return reward(ids, completion_ids)
 
     def make(out: str) -> Any:
@@ -146,8 +139,8 @@ def grpo(given: Given, to: Path, quick: bool) -> Spent:  # noqa: FBT001 - as abo
         )
         return GRPOTrainer(_network(given.sft), rewards, settings, train_dataset=table, processing_class=tokenizer, peft_config=_lora(ours))
 
-    spent.seconds = _train(make, given.sft, to)
-    return spent
+    seconds = _train(make, given.sft, to)
+    return sum(spent, Cost(seconds=seconds))
 
 
 def reward_of(folder: Path, unfinished: float) -> Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[float]]:
@@ -181,7 +174,7 @@ def reward_of(folder: Path, unfinished: float) -> Callable[[Sequence[Sequence[in
 
 def _settings(out: str, ours: Mapping[str, Any], steps: int, each: int) -> dict[str, Any]:
     """`steps` steps of `each` rows, a few at a time, with the learning rate and the schedule of our stage."""
-    at_once = math.gcd(each, AT_ONCE) if each % AT_ONCE else AT_ONCE
+    at_once = math.gcd(each, AT_ONCE)
     optim = ours["optim"]
     schedule = {"constant": "constant_with_warmup", "cosine": "cosine"}[optim["schedule"]]
     moves = {"learning_rate": optim["lr"], "lr_scheduler_type": schedule, "warmup_steps": math.ceil(optim["warmup"] * steps)}
@@ -235,7 +228,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps of each: to see that it runs")
     asked = parser.parse_args()
     given = Given(asked.run, asked.data / "stages")
-    costs = {f"TRL {name}": vars(method(given, asked.to / name, asked.quick)) for name, method in (("dpo", dpo), ("grpo", grpo))}
+    costs = {f"TRL {name}": asdict(method(given, asked.to / name, asked.quick)) for name, method in (("dpo", dpo), ("grpo", grpo))}
     (asked.to / "costs.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(costs))
 

@@ -224,6 +224,19 @@ assert len(batcher) == 3000, len(batcher)
 for name in [a.request.id for a in batcher.live]:
     batcher.drop(name)
 assert batcher.rows == 4096  # what there was no room for once may be tried again
+batcher = Decoder(engine.reading, frozenset(), engine.text, Limits(10**9, 4096, 1e15))
+for i in range(3000):  # the same with a cache that holds nothing yet
+    ask(str(i), 900)
+for _ in range(12):
+    batcher.step()
+assert 30 < len(batcher.live) < 3000, len(batcher.live)
+batcher = Decoder(engine.reading, frozenset(), engine.text, Limits(10**9, 4096, 1e15))
+ask("huge", 10**8)
+try:
+    batcher.step()
+except OutOfMemory:
+    ask("next", 4)
+assert [t.request for t in batcher.step()] == ["next"]
 print("lives")
 """
 

@@ -131,10 +131,13 @@ class Decoder:
             written += self._draw(entering, *self._prefill(entering)) if entering else []
             self.live += entering
         except OutOfMemory:
-            self.rows = len(live) + len(entering) // 2
-            if not self.rows:
+            if not live:
+                self.cache = Cache(0, 0)  # as large as there is no memory for, and nobody's
+            fewer = len(live) + len(entering) // 2
+            if not fewer:
                 self.names.remove(entering[0].request.id)
                 raise
+            self.rows = fewer
             self.waiting.extendleft(reversed(entering))
         for row, token in enumerate(written):
             if token.finish == "error":

@@ -148,6 +148,7 @@ class RemoteChat:
         """See Chat.
 
         Raises:
+            UserError: see `reply`.
             EndpointError: no answer, or the stream broke off before its end.
         """
         finish = None

@@ -12,7 +12,6 @@ from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from torch import nn
 
-from xwin.errors import ModelError
 from xwin.models.bitsandbytes import bitsandbytes, require
 from xwin.spec import Spec
 
@@ -86,11 +85,8 @@ class Optim(Spec):
 
         Raises:
             MissingExtra: moments of 8 bits without bitsandbytes.
-            ModelError: none requires a gradient.
         """
         trained = [p for p in parameters if p.requires_grad]
-        if not trained:
-            raise ModelError("nothing of the model would be trained: it has no scalar head", "tune.layers", "set it above 0")
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

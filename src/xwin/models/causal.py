@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from xwin.models.tuning import Frozen, Full, LastLayers, LoRA, merged, round_fro
 from xwin.models.weights import write_weights
 from xwin.ops import token_logp, uniform_logp
 
-Head = Literal["language", "value", "score"]
+Head: TypeAlias = Literal["language", "value", "score"]
+"""What a network says: words, what a token is worth, what an answer is worth."""
 
 COMPANIONS = (
     "tokenizer.json",
@@ -125,8 +126,10 @@ def load(folder: Path, *, head: Head, tuning: Full | LoRA | LastLayers | Frozen,
         heads: of a new reward model, more than one for an ensemble.
 
     Raises:
-        ModelError: the folder cannot be loaded, or its model does something the packed path does not do.
+        ModelError: the folder cannot be loaded, its model does something the packed path does not do, or nothing of it would be trained.
     """
+    if head == "language" and isinstance(tuning, LastLayers) and not tuning.layers:
+        raise ModelError("nothing of the model would be trained: it has no scalar head", "tune.layers", "set it above 0")
     network, scalar = _networks(folder, head, head_seed, heads)
     _require_plain(network, folder)
     _require_finite(network, folder)

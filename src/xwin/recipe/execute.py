@@ -86,13 +86,7 @@ def _tables(cells: Sequence[Cell]) -> dict[str, list[list[str]]]:
         "results (95 % intervals)": final_table(rows),
         "accuracy by family": final_table(rows, families) if families else [],
         "AlpacaEval, win rate, % (95 % intervals)": boards.alpaca_eval(cells),
-        "foundation tasks, %": boards.foundation(cells),
-        "tasks, % (95 % intervals)": boards.tasks(cells),
-        "MT-bench (95 % intervals)": boards.mt_bench(cells),
-        "reward models (95 % intervals)": boards.reward_sets(cells),
-        "judges (95 % intervals)": boards.judges(cells),
-        "overlap with training data": boards.contamination(cells),
-    }
+    } | boards.by_suite(cells)
 
 
 @contextmanager

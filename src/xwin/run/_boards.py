@@ -74,6 +74,18 @@ def alpaca_eval(table: Sequence[Cell]) -> Grid:
     return side_by_side(table, "against", {metric: metric.removeprefix(ALPACA) for metric in named})
 
 
+def by_suite(table: Sequence[Cell]) -> dict[str, Grid]:
+    """What suites with questions of their own found, by title; empty where one was not asked."""
+    return {
+        "Foundation tasks, %": foundation(table),
+        "Tasks, %": tasks(table),
+        "MT-bench, grades from 1 to 10": mt_bench(table),
+        "Reward models, on sets of preferences": reward_sets(table),
+        "Judges": judges(table),
+        "Overlap with training data": contamination(table),
+    }
+
+
 def foundation(table: Sequence[Cell]) -> Grid:
     """The four tasks of the 2023 leaderboard and their mean, in the columns of the release; empty where none was measured.
 

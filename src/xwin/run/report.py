@@ -261,13 +261,8 @@ def _result(stage: StageFacts) -> Result:
         ("Leaderboard", boards.leaderboard(stage.table)),
         ("AlpacaEval, win rate, %", alpaca if len(alpaca) > 2 else []),  # of one opponent it is the leaderboard again
         ("Accuracy by family, %", boards.side_by_side(stage.table, "family", families)),
-        ("Foundation tasks, %", boards.foundation(stage.table)),
-        ("Tasks, %", boards.tasks(stage.table)),
-        ("MT-bench, grades from 1 to 10", boards.mt_bench(stage.table)),
         ("Reward model, on held-out pairs", final_table(rows, reward) if reward else []),
-        ("Reward models, on sets of preferences", boards.reward_sets(stage.table)),
-        ("Judges", boards.judges(stage.table)),
-        ("Overlap with training data", boards.contamination(stage.table)),
+        *boards.by_suite(stage.table).items(),
     )
     noted = (c for c in stage.table if c.note and not c.metric.startswith(SAID_ELSEWHERE))
     notes = tuple(dict.fromkeys(f"{c.model}, {c.metric}: {c.note}" for c in noted))

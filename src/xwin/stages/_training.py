@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -20,8 +20,11 @@ from xwin.learning.optim import Optim
 from xwin.models.tuning import Full, LoRA, Tuning
 from xwin.run.guards import Guard
 from xwin.seeds import permutation
-from xwin.stages._work import Head, Use
+from xwin.stages._work import Use
 from xwin.stages.base import Stage
+
+if TYPE_CHECKING:
+    from xwin.models.causal import Head
 
 Refs = str | tuple[str, ...] | None
 """What a field that takes one reference, several or none holds."""

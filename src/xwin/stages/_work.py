@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from xwin.models.causal import Head
     from xwin.models.tuning import Full, LastLayers, LoRA
     from xwin.scorers.base import ScorerKind
-
-
-Head: TypeAlias = Literal["language", "value", "score"]
-"""What a network says: words, what a token is worth, what an answer is worth."""
 
 
 @dataclass(frozen=True, slots=True)
