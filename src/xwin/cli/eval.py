@@ -148,7 +148,7 @@ def paired(
     same_instructions(a, b)
     same_reference(a, b)
     mine, theirs = credits_of_both(a, b)
-    test, needed = paired_means(mine, theirs), prompts_needed(mine, theirs)
+    test, needed = paired_means(mine, theirs, bounds=(-1.0, 1.0)), prompts_needed(mine, theirs)
     rates = [100 * sum(credit) / len(credit) for credit in (mine, theirs)]
     if as_json:
         print(json.dumps(_verdict(a.model, b.model, rates, test, needed), ensure_ascii=False, allow_nan=False))
@@ -306,7 +306,7 @@ def _tests(sets: Sequence[Labels], against: str) -> dict[str, Paired]:
         except DataError as error:
             _say(f"note: not compared with {against}: {error.what}")
             continue
-        tests[labels.model] = paired_means(*credits_of_both(other, labels))
+        tests[labels.model] = paired_means(*credits_of_both(other, labels), bounds=(-1.0, 1.0))
     return tests
 
 
