@@ -24,6 +24,7 @@ from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.facts import ALPACA, SHARES
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
+from xwin.scorers._pairwise import instruction_of
 from xwin.scorers.base import ScorerKind
 from xwin.scorers.judge import Judge
 from xwin.spec import Spec
@@ -255,7 +256,11 @@ class Evaluate(Stage):
 
     def _write(self, ctx: Context, evidence: Evidence, rows: Sequence[Row]) -> None:
         shown = [
-            {"prompt": p.prompt[-1].text, "family": p.meta.get("family", ""), "answers": {m: _shown(a[i]) for m, a in evidence.answers.items()}}
+            {
+                "prompt": instruction_of(p.prompt),
+                "family": p.meta.get("family", ""),
+                "answers": {m: _shown(a[i]) for m, a in evidence.answers.items()},
+            }
             for i, p in enumerate(evidence.prompts)
         ]
         write_jsonl(ctx.folder / "samples.jsonl", shown)
