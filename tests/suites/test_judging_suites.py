@@ -245,6 +245,8 @@ def test_alpaca_eval_against_two_models_keeps_both_apart(tmp_path: Path, tiny_fo
         assert "<h3>AlpacaEval" in write_report(done.path).read_text()
         stage["suites"] = [suites[0], suites[0]]
         assert "another suite of this kind writes rows of the same names" in str(failure(tmp_path, tiny_folder, {"report": stage}))
+    stage["suites"] = [{"kind": "harness", "tasks": tasks, "data": "./rows"} for tasks in (["mmlu", "gsm8k"], ["gsm8k"])]
+    assert "suites[1]: another suite of this kind writes" in str(failure(tmp_path, tiny_folder, {"report": stage}))
 
 
 def test_suites_of_one_kind_may_stand_together_where_their_rows_do_not_meet() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xwin.cli._places import find, find_reward_model
-from xwin.cli._speaker import DType, TemplateOption
+from xwin.cli._speaker import DType, Dtype, TemplateOption
 from xwin.cli.run import AsJson
 from xwin.errors import UserError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", show_default=False, help="RUN:stage (runs/tiny-s0:ppo), a folder, hf:org/name, or pypi:name==version.")
 ]
-Arithmetic = Annotated[DType, typer.Option("--dtype", help="Type of the arithmetic.")]
 Training = Annotated[
     list[Path] | None, typer.Option("--training", metavar="FILE", help="What the model was trained on: the questions are looked for in it.")
 ]
@@ -44,7 +43,7 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task, of MMLU of each subject.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Write prompts in the tokenizer's chat template.")] = False,
-    dtype: Arithmetic = DType.float32,
+    dtype: Dtype = DType.float32,
     training: Training = None,
     as_json: AsJson = False,
 ) -> None:
@@ -79,7 +78,7 @@ def reward_model(
         list[Path], typer.Argument(metavar="SETS...", show_default=False, help="Preferences, in any format that `xwin data check` knows.")
     ],
     template: TemplateOption = "auto",
-    dtype: Arithmetic = DType.float32,
+    dtype: Dtype = DType.float32,
     training: Training = None,
     as_json: AsJson = False,
 ) -> None:

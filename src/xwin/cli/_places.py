@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from xwin.errors import UserError
-from xwin.run.directory import RunDirectory
+from xwin.run.directory import RunDirectory, read_object
 
 RUNS = Path("runs")
 ELSEWHERE = ("hf:", "pypi:", "random:")
@@ -121,7 +120,7 @@ def _is_model(folder: Path, *, rewards: bool) -> bool:
     config = folder / "config.json"
     if not config.is_file():
         return False
-    kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""]
+    kinds = read_object(config).get("architectures") or [""]
     return kinds[0].endswith("ForSequenceClassification") == rewards
 
 

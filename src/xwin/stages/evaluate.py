@@ -149,9 +149,9 @@ class Evaluate(Stage):
 
     def _told_twice(self) -> list[tuple[str, str, str]]:
         """Suites whose rows would have the names of another's."""
-        told = [(suite.kind, suite.distinct()) for suite in self.suites]
+        told = [{(suite.kind, each) for each in suite.distinct()} for suite in self.suites]
         what, fix = "another suite of this kind writes rows of the same names", "give it an evaluate stage of its own"
-        return [(f"suites[{i}]", what, fix) for i, each in enumerate(told) if each in told[:i]]
+        return [(f"suites[{i}]", what, fix) for i, mine in enumerate(told) if any(mine & others for others in told[:i])]
 
     def _needed(self) -> int:
         """Answers to a prompt that the suites need of some row."""

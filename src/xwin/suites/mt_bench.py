@@ -66,8 +66,8 @@ class MtBench(Suite):
     def least_rows(self) -> int:
         return 2 if self.mode == "pairs" else 1
 
-    def distinct(self) -> str:
-        return self.mode
+    def distinct(self) -> frozenset[str]:
+        return frozenset({self.mode})
 
     def measure(self, evidence: Evidence) -> list[Row]:
         assert evidence.workshop is not None

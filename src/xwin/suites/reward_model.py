@@ -40,8 +40,8 @@ class RewardModelSuite(Suite):
 
     reads_answers: ClassVar[bool] = False
 
-    def distinct(self) -> str:
-        return f"{self._name} on {', '.join(self.sets)}"
+    def distinct(self) -> frozenset[str]:
+        return frozenset(f"{self._name} on {name}" for name in self.sets)
 
     @property
     def _refs(self) -> tuple[str, ...]:
