@@ -117,7 +117,7 @@ def alpaca(  # noqa: PLR0913, PLR0917 - an option each
     tests = _tests(sets, against) if against else {}
     if as_json:
         compared = {"against": {"model": against, "models": {name: _difference(test) for name, test in tests.items()}}} if against else {}
-        print(json.dumps({"models": [_public(row) for row in rows]} | compared, ensure_ascii=False, allow_nan=False))
+        print(json.dumps({"models": [public(row) for row in rows]} | compared, ensure_ascii=False, allow_nan=False))
         return
     _show_leaderboard(rows, tests, against, length_controlled=length_controlled)
 
@@ -310,7 +310,8 @@ def _tests(sets: Sequence[Labels], against: str) -> dict[str, Paired]:
     return tests
 
 
-def _public(row: Standing) -> dict[str, Any]:
+def public(row: Standing) -> dict[str, Any]:
+    """What is printed of a row as JSON."""
     values = asdict(row)
     return {name: values[name] for name in ("model", *SHOWN, "low", "high")}
 
