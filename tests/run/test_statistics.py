@@ -57,6 +57,22 @@ def test_mean_interval_of_few_or_equal_values_has_no_warning():
     assert (equal.low, equal.high) == (0.5, 0.5)
 
 
+def test_values_that_are_all_the_same_are_not_sure_where_it_is_known_what_they_can_be():
+    """By hand: of 10 equal values Wilson's upper end of 0 of 10 is z^2 / (10 + z^2) = 0.277533; so large a share may lie anywhere else."""
+    none, every, half = (mean_interval([value] * 10, bounds=(0, 1)) for value in (0.0, 1.0, 0.5))
+    assert (none.low, none.high) == (0.0, pytest.approx(0.277533, abs=1e-6))
+    assert (every.low, every.high) == (pytest.approx(1 - 0.277533, abs=1e-6), 1.0)
+    assert (half.low, half.high) == (pytest.approx(0.5 - 0.277533 / 2, abs=1e-6), pytest.approx(0.5 + 0.277533 / 2, abs=1e-6))
+    assert every == bootstrap_interval([1.0] * 10, seed=0, bounds=(0, 1))
+    assert every.low == pytest.approx(clustered([[1.0, 1.0]] * 10).low) == pytest.approx(proportion(10, 10).low)
+    assert clustered([[0.5], [1.0, 0.0]] * 5) == half
+    grades = mean_interval([9.0] * 10, bounds=(1, 10))
+    assert (grades.low, grades.high) == (pytest.approx(9 - 8 * 0.277533, abs=1e-5), pytest.approx(9 + 0.277533, abs=1e-5))
+    assert paired([False] * 10, [True] * 10).low == pytest.approx(1 - 2 * 0.277533, abs=1e-6)
+    both = paired_means([1.0] * 10, [1.0] * 10, bounds=(-1, 1))
+    assert (both.low, both.high) == (pytest.approx(-0.277533, abs=1e-6), pytest.approx(0.277533, abs=1e-6))
+
+
 def test_mcnemar_counts_only_the_prompts_that_differ():
     # 9 gained, 1 lost, 10 the same: p = 2 * (C(10,0) + C(10,1)) / 2^10 = 22 / 1024
     first = [False] * 9 + [True] + [True] * 5 + [False] * 5

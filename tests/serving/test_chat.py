@@ -215,7 +215,7 @@ def test_a_real_engine_answers_the_same_words_to_the_same_seed(tmp_path: Path, t
 # Which model a person means --------------------------------------------------------------------------------------------------------------------
 
 
-def published(run: Path, stage: str, outputs: dict[str, str], status: str = "published") -> Path:
+def published(run: Path, stage: str, outputs: dict[str, str], status: str = "published", **settings: str) -> Path:
     """A stage on disk: output -> architecture, "" for data."""
     folder = run / "stages" / stage
     for name, architecture in outputs.items():
@@ -223,7 +223,7 @@ def published(run: Path, stage: str, outputs: dict[str, str], status: str = "pub
             (folder / name).mkdir(parents=True)
             (folder / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"stage": stage, "kind": "sft", "fingerprint": "0" * 64, "status": status, "inputs": {}, "settings": {}, "started": 0.0}
+    record = {"stage": stage, "kind": "sft", "fingerprint": "0" * 64, "status": status, "inputs": {}, "settings": settings, "started": 0.0}
     (folder / "manifest.json").write_text(json.dumps(record | {"outputs": dict.fromkeys(outputs, "0"), "metrics": {}, "seals": {}}))
     return folder
 
@@ -231,8 +231,8 @@ def published(run: Path, stage: str, outputs: dict[str, str], status: str = "pub
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     run = tmp_path / "runs" / "tiny-s0"
-    published(run, "sft", {"samples": "", "final": "LlamaForCausalLM", "last": "LlamaForCausalLM"})
-    published(run, "rm", {"final": "LlamaForSequenceClassification"})
+    published(run, "sft", {"samples": "", "final": "LlamaForCausalLM", "last": "LlamaForCausalLM"}, template="vicuna")
+    published(run, "rm", {"final": "LlamaForSequenceClassification"}, init="sft")
     published(run, "ppo", {}, status="running")
     return tmp_path / "runs"
 
@@ -241,6 +241,18 @@ def runs(tmp_path: Path) -> Path:
 def test_a_stage_is_found_by_directory_name_or_recipe(runs: Path, name: str) -> None:
     place = find(f"{name.format(runs=runs)}:sft", runs)
     assert place == Place(str(runs / "tiny-s0" / "stages" / "sft" / "final"), "vicuna")
+
+
+def test_a_stage_talks_in_the_template_that_it_was_taught(tmp_path: Path) -> None:
+    """Its own setting, else that of what it started from; a run that does not say leaves it to the tokenizer."""
+    run = tmp_path / "other-s0"
+    for stage, settings in {"sft": {"template": "chatml"}, "dpo": {"init": "sft/final"}, "rl": {"init": "base"}, "old": {"init": "gone"}}.items():
+        published(run, stage, {"final": "LlamaForCausalLM"}, **settings)
+    published(run, "rm", {"final": "LlamaForSequenceClassification"}, init="dpo")
+    (run / "recipe.resolved.json").write_text(json.dumps({"models": {"base": {"path": "./base", "template": "llama2"}}}))
+    taught = {stage: find(f"{run}:{stage}").template for stage in ("sft", "dpo", "rl", "old")}
+    assert taught == {"sft": "chatml", "dpo": "chatml", "rl": "llama2", "old": "own"}
+    assert find_reward_model(f"{run}:rm").template == "chatml"
 
 
 def test_an_output_can_be_named(runs: Path) -> None:

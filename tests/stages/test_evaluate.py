@@ -20,6 +20,8 @@ from xwin.recipe.schema import read_recipe
 from xwin.scorers._judge_parsing import is_switched
 from xwin.scorers._outcome import ScorerError
 from xwin.stages.evaluate import Contender, picked
+from xwin.suites._alpaca_labels import read_labels
+from xwin.suites._outputs import read_outputs
 from xwin.suites.base import Answer
 
 from . import rewards
@@ -74,6 +76,19 @@ def test_one_prompt_gives_a_table_that_is_json(tmp_path: Path, tiny_folder: Path
     text = (done.stage("report") / "table.json").read_text()
     rows = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert next(row for row in rows if row["metric"] == "length") == {"model": "base", "metric": "length", "value": len(ids(GOOD)) + 1.0, "n": 1}
+
+
+def test_samples_hold_the_whole_conversation(tmp_path: Path, tiny_folder: Path) -> None:
+    """Two that end with the same words are two prompts, to whoever compares the models or judges the answers."""
+    turns = [("user", "I am {who}."), ("assistant", "Hi."), ("user", "Who?")]
+    asked = {who: [{"role": role, "content": text.format(who=who)} for role, text in turns] for who in "AB"}
+    write(tmp_path / "prompts.jsonl", [{"id": who, "prompt": messages, "meta": LIMIT} for who, messages in asked.items()])
+    done = carry_out(tmp_path, tiny_folder, {"report": {**REPORT, "engine": {"kind": "scripted", "other": ids(GOOD)}}})
+    path = done.stage("report") / "samples.jsonl"
+    assert [row["prompt"] for row in read(path)] == [f"user: I am {who}.\n\nassistant: Hi.\n\nuser: Who?" for who in "AB"]
+    (labels,) = read_labels(path)
+    (outputs,) = read_outputs(path, {})
+    assert len(labels.rows) == len(outputs.texts) == 2
 
 
 def test_a_gold_score_that_is_more_than_right_or_wrong(tmp_path: Path, tiny_folder: Path) -> None:

@@ -222,6 +222,13 @@ def test_verdicts_of_one_document_are_not_independent() -> None:
     assert (row.value, row.stderr, row.n) == (pytest.approx(2 / 3), pytest.approx(4 / 9), 2)
 
 
+def test_subjects_that_are_all_right_are_not_sure_to_stay_so() -> None:
+    """Wilson's lower end of 4 of 4 is 4 / (4 + z^2) = 0.510109."""
+    samples = {name: [record("acc", 1.0)] * 2 for name in ("mmlu_a", "mmlu_b")}
+    row = next(r for r in task_rows("m", samples, dict.fromkeys(samples, "stem")) if r.metric == "task/mmlu")
+    assert (row.value, row.low, row.high, row.n) == (1.0, pytest.approx(0.510109, abs=1e-6), 1.0, 4)
+
+
 def test_a_document_without_a_number_is_left_out_and_said() -> None:
     """All probabilities of a question may be too small for a float: mc2 is 0 / 0 then."""
     (row,) = task_rows("m", {"truthfulqa_mc2": [record("acc", 0.25), record("acc", math.nan), record("acc", 0.75)]}, {})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xwin.cli._places import find, find_reward_model
-from xwin.cli._speaker import DType
+from xwin.cli._speaker import DType, Dtype, TemplateOption
 from xwin.cli.run import AsJson
 from xwin.errors import UserError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", show_default=False, help="RUN:stage (runs/tiny-s0:ppo), a folder, hf:org/name, or pypi:name==version.")
 ]
-Arithmetic = Annotated[DType, typer.Option("--dtype", help="Type of the arithmetic.")]
 Training = Annotated[
     list[Path] | None, typer.Option("--training", metavar="FILE", help="What the model was trained on: the questions are looked for in it.")
 ]
@@ -44,7 +43,7 @@ def harness(  # noqa: PLR0913, PLR0917 - an option each
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task, of MMLU of each subject.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Write prompts in the tokenizer's chat template.")] = False,
-    dtype: Arithmetic = DType.float32,
+    dtype: Dtype = DType.float32,
     training: Training = None,
     as_json: AsJson = False,
 ) -> None:
@@ -78,8 +77,8 @@ def reward_model(
     files: Annotated[
         list[Path], typer.Argument(metavar="SETS...", show_default=False, help="Preferences, in any format that `xwin data check` knows.")
     ],
-    template: Annotated[str, typer.Option(help="Chat template that the reward model was trained in.")] = "vicuna",
-    dtype: Arithmetic = DType.float32,
+    template: TemplateOption = "auto",
+    dtype: Dtype = DType.float32,
     training: Training = None,
     as_json: AsJson = False,
 ) -> None:
@@ -97,13 +96,15 @@ def reward_model(
     from xwin.models.tuning import Frozen
     from xwin.suites.reward_model import measure_sets
 
-    folder = Path(find_reward_model(model).path)
+    place = find_reward_model(model)
+    folder = Path(place.path)
+    words = load_template(folder, place.template if template == "auto" else template)
     names = [path.name.split(".")[0] for path in files]
     if len(set(names)) < len(names):
         raise UserError(f"two sets have one name: {', '.join(names)}", "SETS", "a set is named by its file: rename one")
     sets = {name: _rows(path, Makes.PREFERENCES) for name, path in zip(names, files, strict=True)}
     learner = Learner(causal.load(folder, head="score", tuning=Frozen(), dtype=dtype.value), folder, World.alone())
-    rows = measure_sets(model, [(learner, load_template(folder, template))], sets)
+    rows = measure_sets(model, [(learner, words)], sets)
     texts = {name: [row.prompt[-1].text for row in found] for name, found in sets.items()}
     _report([*rows, *_overlap(texts, training)], as_json=as_json)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from xwin.errors import UserError
-from xwin.run.directory import RunDirectory
+from xwin.run.directory import RunDirectory, read_object
 
 RUNS = Path("runs")
 ELSEWHERE = ("hf:", "pypi:", "random:")
@@ -20,7 +19,7 @@ class Place:
     path: str
     """An absolute folder, or hf:, pypi: or random: as given."""
     template: str
-    """Its natural one: "vicuna" for a stage of ours, "own" for everything else."""
+    """The one that a stage was taught, as its run says; "own" for everything else."""
 
     def fetched(self) -> Path:
         """Its folder; what is elsewhere is fetched. Raises what `models.hub.fetch` raises."""
@@ -46,7 +45,8 @@ def find(model: str, runs: Path = RUNS) -> Place:
         return Place(str(folder.absolute()), "own")
     name, colon, stage = model.rpartition(":")
     if colon and name:
-        return Place(str(_output(run_of(name, runs), stage).absolute()), "vicuna")
+        run = run_of(name, runs)
+        return _published(run, stage, _output(run, stage))
     if (folder / "stages").is_dir() or (runs / model / "stages").is_dir():
         run = folder if (folder / "stages").is_dir() else runs / model
         raise UserError("is a run: which of its models?", model, _choices(run, rewards=False))
@@ -64,8 +64,9 @@ def find_reward_model(name: str, runs: Path = RUNS) -> Place:
         return Place(str(folder.absolute()), "own")
     run, colon, stage = name.rpartition(":")
     if colon and run:
-        for path in _made(run_of(run, runs), stage, rewards=True):
-            return Place(str(path.absolute()), "vicuna")
+        where = run_of(run, runs)
+        for path in _made(where, stage, rewards=True):
+            return _published(where, stage, path)
     raise UserError("is not a reward model", name, "name RUN:stage of a finished reward_model stage (runs/tiny-s0:rm), or the folder of one")
 
 
@@ -84,6 +85,10 @@ def run_of(name: str, runs: Path) -> Path:
     known = seeds or sorted(path.parent for path in runs.glob("*/stages"))
     fix = f"one of: {', '.join(str(path) for path in known)}" if known else "start one with `xwin run RECIPE`"
     raise UserError(f"there are {len(seeds)} runs of this name" if seeds else "there is no such run", name, fix)
+
+
+def _published(run: Path, stage: str, path: Path) -> Place:
+    return Place(str(path.absolute()), RunDirectory(run).template(stage.partition("/")[0]) or "own")
 
 
 def _output(run: Path, stage: str) -> Path:
@@ -115,7 +120,7 @@ def _is_model(folder: Path, *, rewards: bool) -> bool:
     config = folder / "config.json"
     if not config.is_file():
         return False
-    kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""]
+    kinds = read_object(config).get("architectures") or [""]
     return kinds[0].endswith("ForSequenceClassification") == rewards
 
 

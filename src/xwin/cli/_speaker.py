@@ -28,7 +28,7 @@ class DType(StrEnum):
 Dtype = Annotated[DType, typer.Option(help="Type of the arithmetic.")]
 TemplateOption = Annotated[
     str,
-    typer.Option(metavar="T", help="vicuna, chatml, llama2, llama3, mistral, zephyr, own (the tokenizer's); auto: vicuna for a stage, else own."),
+    typer.Option(metavar="T", help="vicuna, chatml, llama2, llama3, mistral, zephyr, own (the tokenizer's); auto: what a stage learned, else own."),
 ]
 EngineOption = Annotated[str, typer.Option(metavar="KIND", help="What writes: local, or vllm where it is installed.")]
 

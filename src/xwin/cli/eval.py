@@ -117,7 +117,7 @@ def alpaca(  # noqa: PLR0913, PLR0917 - an option each
     tests = _tests(sets, against) if against else {}
     if as_json:
         compared = {"against": {"model": against, "models": {name: _difference(test) for name, test in tests.items()}}} if against else {}
-        print(json.dumps({"models": [_public(row) for row in rows]} | compared, ensure_ascii=False, allow_nan=False))
+        print(json.dumps({"models": [public(row) for row in rows]} | compared, ensure_ascii=False, allow_nan=False))
         return
     _show_leaderboard(rows, tests, against, length_controlled=length_controlled)
 
@@ -148,7 +148,7 @@ def paired(
     same_instructions(a, b)
     same_reference(a, b)
     mine, theirs = credits_of_both(a, b)
-    test, needed = paired_means(mine, theirs), prompts_needed(mine, theirs)
+    test, needed = paired_means(mine, theirs, bounds=(-1.0, 1.0)), prompts_needed(mine, theirs)
     rates = [100 * sum(credit) / len(credit) for credit in (mine, theirs)]
     if as_json:
         print(json.dumps(_verdict(a.model, b.model, rates, test, needed), ensure_ascii=False, allow_nan=False))
@@ -306,11 +306,12 @@ def _tests(sets: Sequence[Labels], against: str) -> dict[str, Paired]:
         except DataError as error:
             _say(f"note: not compared with {against}: {error.what}")
             continue
-        tests[labels.model] = paired_means(*credits_of_both(other, labels))
+        tests[labels.model] = paired_means(*credits_of_both(other, labels), bounds=(-1.0, 1.0))
     return tests
 
 
-def _public(row: Standing) -> dict[str, Any]:
+def public(row: Standing) -> dict[str, Any]:
+    """What is printed of a row as JSON."""
     values = asdict(row)
     return {name: values[name] for name in ("model", *SHOWN, "low", "high")}
 

@@ -37,11 +37,11 @@ def export(
 
       xwin export runs/tiny-s0:sft --to my-adapter --adapter
     """
-    from xwin.cli._places import RUNS, find, run_of
+    from xwin.cli._places import ELSEWHERE, RUNS, find, run_of
     from xwin.run.directory import RunDirectory
 
     run, colon, stage = model.rpartition(":")
-    if not colon or not run or model.startswith(("hf:", "pypi:", "random:")):
+    if not colon or not run or model.startswith(ELSEWHERE):
         raise UserError("is not a stage of a run", model, "name RUN:stage, such as runs/tiny-s0:ppo")
     source = Path(find(model).path)
     directory = RunDirectory(run_of(run, RUNS)).stage(stage.partition("/")[0], {})

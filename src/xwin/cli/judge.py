@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwin.cli.eval import SHOWN, TablesFolder, file_and_model, tables_folder
+from xwin.cli.eval import TablesFolder, file_and_model, public, tables_folder
 from xwin.cli.run import AsJson
 from xwin.errors import DataError, UserError
 
@@ -112,8 +112,7 @@ def judge(  # noqa: PLR0913, PLR0917 - an option each
     row = standing(labels_of(judged, mine.model, mine.source))
     about = {"name": asking.name, "against": theirs.model} | _described(asking)
     if as_json:
-        shown = {name: asdict(row)[name] for name in ("model", *SHOWN, "low", "high")}
-        print(json.dumps({"models": [shown], "judge": about, "account": _known(asdict(found))}, allow_nan=False))
+        print(json.dumps({"models": [public(row)], "judge": about, "account": _known(asdict(found))}, allow_nan=False))
         return
     _show(row, theirs.model, found)
 

@@ -218,6 +218,21 @@ class RunDirectory:
         """The folder of a stage, made or not. `files`: output -> its file or folder name."""
         return StageDirectory(self.path / "stages" / name, name, files)
 
+    def template(self, stage: str) -> str:
+        """The chat template that a stage's models were taught: its own setting, else that of what it started from, in the end that of the
+        recipe's entry; "" where the run does not say.
+
+        Raises:
+            CheckpointError: a manifest cannot be read.
+        """
+        name = stage
+        while name and (record := self.stage(name, {}).record()) is not None:
+            if "template" in record.settings:
+                return str(record.settings["template"])
+            name = str(record.settings.get("init", "")).partition("/")[0]
+        models = read_object(self.path / "recipe.resolved.json").get("models", {})
+        return str(models.get(name, {}).get("template", ""))
+
     @contextmanager
     def locked(self) -> Iterator[str]:
         """Makes the directory and holds its lock. The lock of a process that died is free by itself.
@@ -276,6 +291,15 @@ class RunDirectory:
             raise UserError("is a folder with other things in it, not a run", str(self.path), "choose an empty or new folder with --dir")
         if self.path.exists() and not self.path.is_dir():
             raise UserError("is a file", str(self.path), "choose a folder with --dir")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _owner(path: Path) -> str:

@@ -19,6 +19,10 @@ from xwin.seeds import generator
 CONFIDENCE = 0.95
 """Of every interval."""
 
+Bounds = tuple[float, float]
+"""What a mean can be at all: a win rate lies in 0..1."""
+ANYTHING: Bounds = (-math.inf, math.inf)
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -69,12 +73,16 @@ def proportion(successes: float, n: int) -> Interval:
     return Interval(successes / n, float(low), float(high), n)
 
 
-def mean_interval(values: Sequence[float], *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+def mean_interval(values: Sequence[float], *, bounds: Bounds = ANYTHING) -> Interval:
     """The mean and its Student t interval: mean +- t(n - 1) * standard deviation / sqrt(n).
+
+    Values that are all the same have no spread, which does not make them sure. Where both bounds are finite, Wilson's interval of 0 of n says how
+    large a share u of all prompts may have another value, and those may lie anywhere: from mean - u (mean - lower) to mean + u (upper - mean).
+    Of n times 0, or n times 1, in 0..1 this is Wilson's interval itself. Without bounds there is nothing to say, and the width is 0.
 
     Args:
         values: independent numbers, one per prompt. One alone gives no width: low and high are nan; none gives nan throughout.
-        bounds: what the mean can be at all; the interval is cut there (a win rate lies in 0..1).
+        bounds: the interval is cut there.
     """
     n = len(values)
     if n == 0:
@@ -82,18 +90,23 @@ def mean_interval(values: Sequence[float], *, bounds: tuple[float, float] = (-ma
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
+    least, most = bounds
     if min(values) == max(values):  # scipy has no t distribution of width 0
-        return Interval(mean, mean, mean, n)
+        if not math.isfinite(most - least):
+            return Interval(mean, mean, mean, n)
+        other = proportion(0, n).high
+        return Interval(mean, mean - other * (mean - least), mean + other * (most - mean), n)
     from scipy import stats
 
     low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=stats.sem(values))
-    return Interval(mean, max(float(low), bounds[0]), min(float(high), bounds[1]), n)
+    return Interval(mean, max(float(low), least), min(float(high), most), n)
 
 
 def clustered(groups: Sequence[Sequence[float]]) -> Interval:
     """The mean of values in 0..1 of which those of a group belong together, as all votes on one pair do: only groups are independent.
 
-    Student's t over groups, by `ratio_error`; Wilson's interval where every group says yes or no as a whole.
+    Student's t over groups, by `ratio_error`; Wilson's interval where every group says yes or no as a whole, and where all say the same
+    what `mean_interval` says of it.
 
     Args:
         groups: values of each, at least one; none gives nan throughout.
@@ -106,8 +119,8 @@ def clustered(groups: Sequence[Sequence[float]]) -> Interval:
     if alike and set(shares) <= {0.0, 1.0}:
         return proportion(sum(shares), len(groups))
     mean = math.fsum(values) / len(values)
-    if len(groups) == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+    if len(set(shares)) == 1:
+        return mean_interval(shares, bounds=(0.0, 1.0))
     from scipy import stats
 
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(groups) - 1)) * ratio_error(groups)
@@ -151,16 +164,17 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     return Paired(spread.value, spread.low, spread.high, float(stats.binomtest(won, differ).pvalue), spread.n)
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int, resamples: int = 2000) -> Interval:
+def bootstrap_interval(values: Sequence[float], *, seed: int, bounds: Bounds = ANYTHING, resamples: int = 2000) -> Interval:
     """The mean and its percentile bootstrap interval (scipy.stats.bootstrap): the values are drawn anew with replacement.
 
     Args:
-        values: independent numbers, one per prompt; none or one give no width, as in `mean_interval`.
+        values: independent numbers, one per prompt; none, one, or several that are all the same as in `mean_interval`.
         seed: of the draws.
+        bounds: what the mean can be at all.
         resamples: how often they are drawn.
     """
     if len(values) < 2 or min(values) == max(values):
-        return mean_interval(values)
+        return mean_interval(values, bounds=bounds)
     from scipy import stats
 
     found = stats.bootstrap(
@@ -176,7 +190,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int, resamples: int = 2
     return Interval(math.fsum(values) / len(values), float(found.low), float(found.high), len(values))
 
 
-def paired_means(first: Sequence[float], second: Sequence[float]) -> Paired:
+def paired_means(first: Sequence[float], second: Sequence[float], *, bounds: Bounds = ANYTHING) -> Paired:
     """Is the mean of the second higher? Student's paired t test (scipy.stats.ttest_rel) and its interval of the difference.
 
     Where every prompt gains the same there is no spread to measure the gain by: the sign test counts the prompts then.
@@ -184,12 +198,13 @@ def paired_means(first: Sequence[float], second: Sequence[float]) -> Paired:
     Args:
         first: a number per prompt.
         second: the same prompts in the same order. Where the two never differ, or there is one prompt alone, p = 1.
+        bounds: what the difference can be at all: -1 and 1 of shares.
 
     Raises:
         ValueError: not the same number of prompts.
     """
     gains = [b - a for a, b in zip(first, second, strict=True)]
-    spread = mean_interval(gains)
+    spread = mean_interval(gains, bounds=bounds)
     if len(gains) < 2 or not any(gains):
         return Paired(spread.value, spread.low, spread.high, 1.0, spread.n)
     if _alike(gains):

@@ -93,11 +93,7 @@ class Judge:
         """[N, K] of whole answers, in the unit, float64."""
         if not samples:
             return torch.empty(0, self.members, dtype=torch.float64)
-        found: dict[str, list[float]] = {}
-        batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
-        for batch, out in zip(batches, self.learner.forward(batches, frozenset({"score"})), strict=True):
-            found |= {batch.ids[s]: out.get("score")[s].reshape(-1).tolist() for s in batch.samples()}
-        raw = torch.tensor([found[s.id] for s in samples], dtype=torch.float64).reshape(len(samples), self.members)
+        raw = raw_scores(self.learner, samples)
         return self.stats.standard(raw) if self.unit == "spread" else self.stats.probability(raw)
 
 
@@ -122,6 +118,14 @@ class RewardModelScorer:
         cut = self.unfinished if rollout.finish != "stop" else 0.0
         parts = {"model": value, "unfinished": -cut} | ({} if alone else {"disagreement": spread})
         return Score(value - self.caution * spread - cut, parts)
+
+
+def raw_scores(learner: AnyLearner, samples: Sequence[Sample]) -> Tensor:
+    """[N, K] what the K heads of a reward model say of N answers, at least one, each of another id; float64."""
+    batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
+    said = learner.forward(batches, frozenset({"score"}))
+    found = {batch.ids[s]: out.get("score")[s].reshape(-1).tolist() for batch, out in zip(batches, said, strict=True) for s in batch.samples()}
+    return torch.tensor([found[s.id] for s in samples], dtype=torch.float64)
 
 
 def _readable(reads: Sequence[Sample | str], faults: Sequence[str]) -> list[Sample]:

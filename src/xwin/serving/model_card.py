@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from xwin.data.template import VICUNA_SYSTEM
 from xwin.errors import UserError
 from xwin.run.cards import DataCard, PromptCard, RewardCard
-from xwin.run.directory import RunDirectory, StageRecord
+from xwin.run.directory import RunDirectory, StageRecord, read_object
 from xwin.run.facts import Cell, RunFacts, StageFacts, cell_text, is_share, read_run
 from xwin.run.secrets import hidden
 from xwin.run.storage import digest_file
@@ -43,7 +42,7 @@ class Lineage:
             CheckpointError: a manifest cannot be read.
         """
         directory, facts = RunDirectory(run), read_run(run)
-        resolved = _object(run / "recipe.resolved.json")
+        resolved = read_object(run / "recipe.resolved.json")
         found: dict[str, StageRecord] = {}
         left = [stage]
         while left:
@@ -61,7 +60,7 @@ class Lineage:
     @property
     def template(self) -> str:
         """The chat template that the model was taught; "" where the run does not say."""
-        return next((str(entry.get("template", "")) for entry in self.models.values()), "")
+        return self.run.template(self.stage)
 
     def start(self) -> str:
         """What the stage's training started from, for an adapter: the name of a published model, or ""."""
@@ -195,12 +194,3 @@ def _limits(line: Lineage) -> str:
     if small:
         said.append(f"{len(small)} of the numbers above are of fewer than 100 questions.")
     return "\n".join(["## Limits", "", *(f"- {text}" for text in said)])
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

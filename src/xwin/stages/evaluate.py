@@ -24,6 +24,7 @@ from xwin.run.artifacts import Artifact, ConversationsRef, ModelRef, Report
 from xwin.run.facts import ALPACA, SHARES
 from xwin.run.storage import write_atomic
 from xwin.scorers._outcome import ScorerError, has_failed
+from xwin.scorers._pairwise import instruction_of
 from xwin.scorers.base import ScorerKind
 from xwin.scorers.judge import Judge
 from xwin.spec import Spec
@@ -148,9 +149,9 @@ class Evaluate(Stage):
 
     def _told_twice(self) -> list[tuple[str, str, str]]:
         """Suites whose rows would have the names of another's."""
-        told = [(suite.kind, suite.distinct()) for suite in self.suites]
+        told = [{(suite.kind, each) for each in suite.distinct()} for suite in self.suites]
         what, fix = "another suite of this kind writes rows of the same names", "give it an evaluate stage of its own"
-        return [(f"suites[{i}]", what, fix) for i, each in enumerate(told) if each in told[:i]]
+        return [(f"suites[{i}]", what, fix) for i, mine in enumerate(told) if any(mine & others for others in told[:i])]
 
     def _needed(self) -> int:
         """Answers to a prompt that the suites need of some row."""
@@ -255,7 +256,11 @@ class Evaluate(Stage):
 
     def _write(self, ctx: Context, evidence: Evidence, rows: Sequence[Row]) -> None:
         shown = [
-            {"prompt": p.prompt[-1].text, "family": p.meta.get("family", ""), "answers": {m: _shown(a[i]) for m, a in evidence.answers.items()}}
+            {
+                "prompt": instruction_of(p.prompt),
+                "family": p.meta.get("family", ""),
+                "answers": {m: _shown(a[i]) for m, a in evidence.answers.items()},
+            }
             for i, p in enumerate(evidence.prompts)
         ]
         write_jsonl(ctx.folder / "samples.jsonl", shown)

@@ -38,7 +38,7 @@ class Standing:
     mode: str | None = None
     """Of alpaca_eval's leaderboards: minimal, verified, community or dev."""
     low: float | None = None
-    """Lower end of the 95 % interval of the win rate: bootstrap over instructions."""
+    """Lower end of the 95 % interval of the win rate: bootstrap over instructions; where all went alike, see `run.statistics.mean_interval`."""
     high: float | None = None
 
 
@@ -55,7 +55,7 @@ def standing(labels: Labels, *, seed: int = 0) -> Standing:
     credit = np.array([row.credit for row in labels.rows if row.credit is not None])
     if not len(credit):
         raise DataError(f"{labels.model} has no valid label: every preference is null", labels.source)
-    interval = bootstrap_interval(credit.tolist(), seed=seed)
+    interval = bootstrap_interval(credit.tolist(), seed=seed, bounds=(0.0, 1.0))
     wins, lost = int((credit > 0.5).sum()), int((credit < 0.5).sum())
     draws = len(credit) - wins - lost
     return Standing(

@@ -114,17 +114,22 @@ def _mean_of_means(model: str, metric: str, groups: Sequence[Sequence[float]], n
     """The mean of the groups' means; its variance is the sum of theirs over the square of their number."""
     mean = math.fsum(math.fsum(g) / len(g) for g in groups) / len(groups)
     error = math.sqrt(math.fsum(standard_error(g) ** 2 for g in groups)) / len(groups)
-    low, high = max(0.0, mean - NORMAL * error), min(1.0, mean + NORMAL * error)
-    return replace(Row.of(model, metric, Interval(mean, low, high, sum(map(len, groups))), note=note), stderr=error)
+    return replace(Row.of(model, metric, _around(mean, error, sum(map(len, groups))), note=note), stderr=error)
 
 
 def _ratio(model: str, measure: Measure, groups: Sequence[Sequence[float]]) -> Row:
     """The mean over all verdicts. Those of one document are not independent."""
     count = sum(map(len, groups))
     ratio, error = math.fsum(map(math.fsum, groups)) / count, ratio_error(groups)
-    low, high = max(0.0, ratio - NORMAL * error), min(1.0, ratio + NORMAL * error)
     note = f"{measure.note}; {count} instructions"
-    return replace(Row.of(model, measure.name, Interval(ratio, low, high, len(groups)), note=note), stderr=error)
+    return replace(Row.of(model, measure.name, _around(ratio, error, len(groups)), note=note), stderr=error)
+
+
+def _around(share: float, error: float, n: int) -> Interval:
+    """The normal interval of a share, cut to 0..1; Wilson's where all are right or all are wrong, which leaves no spread to measure."""
+    if share in {0.0, 1.0}:
+        return proportion(share * n, n)
+    return Interval(share, max(0.0, share - NORMAL * error), min(1.0, share + NORMAL * error), n)
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -27,6 +27,8 @@ NEED_REFERENCE = frozenset({"math", "reasoning", "coding", "arena-hard-200"})
 TEMPERATURES: Mapping[str, float] = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """At which a model answers; 0 in the other categories."""
 ANSWER_TOKENS, JUDGE_TOKENS = 1024, 2048
+GRADES = (1.0, 10.0)
+"""The scale."""
 RATING = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 """The second is tried where the first finds nothing."""
 VERDICTS: Mapping[str, Literal["A", "B", "tie"]] = {"[[A]]": "A", "[[B]]": "B", "[[C]]": "tie"}
@@ -235,7 +237,7 @@ def rating(reply: Reply) -> float | None:
     """The first [[7]] or [[7.5]], else the first [7]; None where there is none, or it is not in 1 to 10."""
     found = next((match for pattern in RATING if (match := pattern.search(reply.text))), None)
     value = float(found[1]) if found else math.nan
-    return value if 1 <= value <= 10 else None  # noqa: PLR2004 - the scale
+    return value if GRADES[0] <= value <= GRADES[1] else None
 
 
 def verdict(reply: Reply) -> str | None:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from xwin.errors import DataError
 from xwin.run.statistics import Paired, bootstrap_interval, paired_means
-from xwin.suites._mt_bench import Game, Graded
+from xwin.suites._mt_bench import GRADES, Game, Graded
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def grades_of(graded: Sequence[Graded], *, seed: int = 0) -> Grades:
     if not known:
         raise DataError("no grade of this model could be read", model, "take another judge")
     by_question = list(question_means(graded).values())
-    interval = bootstrap_interval(by_question, seed=seed)
+    interval = bootstrap_interval(by_question, seed=seed, bounds=GRADES)
     categories = dict.fromkeys(g.question.category for g, _ in known)
     several = len(by_question) > 1
     return Grades(
@@ -106,7 +106,7 @@ def match_of(games: Sequence[Game], *, seed: int = 0) -> Match:
     credit: dict[int, list[float]] = {}
     for game, winner in done:
         credit.setdefault(game.question.id, []).append({first: 1.0, second: 0.0}.get(winner, 0.5))
-    interval = bootstrap_interval([fmean(row) for row in credit.values()], seed=seed)
+    interval = bootstrap_interval([fmean(row) for row in credit.values()], seed=seed, bounds=(0.0, 1.0))
     wins, ties = winners.count(first), winners.count("tie")
     several = len(credit) > 1
     return Match(

@@ -47,8 +47,8 @@ class AlpacaEval(Suite):
     def least_rows(self) -> int:
         return 1
 
-    def distinct(self) -> str:
-        return self.data
+    def distinct(self) -> frozenset[str]:
+        return frozenset({self.data})
 
     def measure(self, evidence: Evidence) -> list[Row]:
         shop, talk = evidence.workshop, evidence.talk

@@ -154,9 +154,9 @@ class Suite(Kind):
         """How many rows of `contenders` it asks at least."""
         return 0
 
-    def distinct(self) -> str:
-        """What tells its rows from those of another suite of its kind: two with the same would write rows of the same names."""
-        return ""
+    def distinct(self) -> frozenset[str]:
+        """What tells its rows from those of another suite of its kind: two with one of these in common would write rows of the same names."""
+        return frozenset({""})
 
     def questions(self, evidence: Evidence) -> Mapping[str, Sequence[str]]:
         """What it asks, by name: texts that training data should not hold."""

@@ -43,8 +43,8 @@ class Harness(Suite):
     def least_rows(self) -> int:
         return 1
 
-    def distinct(self) -> str:
-        return ", ".join(self.tasks)
+    def distinct(self) -> frozenset[str]:
+        return frozenset(self.tasks)
 
     def measure(self, evidence: Evidence) -> list[Row]:
         workshop = evidence.workshop

@@ -63,8 +63,8 @@ class JudgeQuality(Suite):
             raise ValueError("an engine must ask the model: add engine: {kind: local}")
         return self
 
-    def distinct(self) -> str:
-        return f"{self.engine}, {self.model}, {self.reward_model} on {', '.join(self.sets)}"
+    def distinct(self) -> frozenset[str]:
+        return frozenset(f"{self.engine}, {self.model}, {self.reward_model} on {name}" for name in self.sets)
 
     def measure(self, evidence: Evidence) -> list[Row]:
         shop = evidence.workshop

@@ -16,7 +16,7 @@ from xwin.run.statistics import bootstrap_interval
 from xwin.scorers._asking import Answered
 from xwin.scorers.judge import Judge
 from xwin.suites import _mt_bench as core
-from xwin.suites._mt_bench import Answers, Game, Graded, MtJudge, Question
+from xwin.suites._mt_bench import GRADES, Answers, Game, Graded, MtJudge, Question
 from xwin.suites._mt_bench_prompts import ours, read_prompts
 from xwin.suites._mt_bench_scores import better, match_of, question_means
 from xwin.suites.base import Evidence, Row, Suite, Workshop
@@ -66,8 +66,8 @@ class MtBench(Suite):
     def least_rows(self) -> int:
         return 2 if self.mode == "pairs" else 1
 
-    def distinct(self) -> str:
-        return self.mode
+    def distinct(self) -> frozenset[str]:
+        return frozenset({self.mode})
 
     def measure(self, evidence: Evidence) -> list[Row]:
         assert evidence.workshop is not None
@@ -118,7 +118,7 @@ def _graded_rows(name: str, graded: Sequence[Graded], note: str) -> Iterator[Row
     for metric, some in parts.items():
         values = [g.answer.value for g in some if g.answer.value is not None]
         if values:
-            interval = bootstrap_interval(list(question_means(some).values()), seed=0)
+            interval = bootstrap_interval(list(question_means(some).values()), seed=0, bounds=GRADES)
             yield Row.of(name, metric, replace(interval, value=fmean(values)), note=note if metric == "mt_bench" else "")
 
 

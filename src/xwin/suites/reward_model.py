@@ -10,18 +10,17 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from xwin.data.batch import Sample, pack
+from xwin.data.batch import Sample
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.template import Template, answers
 from xwin.errors import DataError
 from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.run.artifacts import PreferencesRef, RewardModelRef
+from xwin.scorers.reward_model import raw_scores
 from xwin.suites._reward_pairs import Pair, accuracy_rows, confidence_row
 from xwin.suites.base import Evidence, Row, Suite
 
-TOKENS = 4096
-"""Of a packed batch; bounds memory, does not change a score but for rounding."""
 BLOCK = 512
 """Preferences scored at a time."""
 
@@ -41,8 +40,8 @@ class RewardModelSuite(Suite):
 
     reads_answers: ClassVar[bool] = False
 
-    def distinct(self) -> str:
-        return f"{self._name} on {', '.join(self.sets)}"
+    def distinct(self) -> frozenset[str]:
+        return frozenset(f"{self._name} on {name}" for name in self.sets)
 
     @property
     def _refs(self) -> tuple[str, ...]:
@@ -97,33 +96,26 @@ def score_pairs(members: Sequence[Member], rows: Sequence[Preference]) -> Iterat
     stats = [learner.about.stats or RewardStats() for learner, _ in members]
     for begin in range(0, len(rows), BLOCK):
         block = rows[begin : begin + BLOCK]
-        read = [list(_samples(template, block)) for _, template in members]
-        kept = [place for place in range(len(block)) if all(_fits(learner, said, place) for (learner, _), said in zip(members, read, strict=True))]
+        read = zip(*(_sides(template, block) for _, template in members), strict=True)
+        kept = [(row, sides) for row, sides in zip(block, read, strict=True) if _can_read(members, sides)]
         if not kept:
             continue
-        told = [_scores(learner, [said[i] for p in kept for i in (2 * p, 2 * p + 1)]) for (learner, _), said in zip(members, read, strict=True)]
+        told = [raw_scores(learner, [side for _, sides in kept for side in sides[k]]) for k, (learner, _) in enumerate(members)]
         scores = together(told, stats)
-        for place, chosen, rejected in zip(kept, scores[::2], scores[1::2], strict=True):
-            row = block[place]
+        for (row, _), chosen, rejected in zip(kept, scores[::2], scores[1::2], strict=True):
             yield Pair("\n".join(f"{m.role}: {m.text}" for m in row.prompt), chosen, rejected, (len(row.chosen.text), len(row.rejected.text)))
 
 
-def _fits(learner: AnyLearner, read: Sequence[Sample], place: int) -> bool:
-    return all(len(sample.tokens) <= learner.about.context for sample in read[2 * place : 2 * place + 2])
+def _sides(template: Template, rows: Sequence[Preference]) -> Iterator[tuple[Sample, Sample]]:
+    """The better and the worse answer of each row, in a model's template."""
+    told = [Conversation(row.id, (*row.prompt, answer), meta=row.meta) for row in rows for answer in (row.chosen, row.rejected)]
+    samples = (Sample(str(number), said.tokens, said.mask) for number, said in enumerate(answers(template, told)))
+    return zip(samples, samples, strict=True)
 
 
-def _samples(template: Template, rows: Sequence[Preference]) -> Iterator[Sample]:
-    sides = [Conversation(row.id, (*row.prompt, answer), meta=row.meta) for row in rows for answer in (row.chosen, row.rejected)]
-    for place, said in enumerate(answers(template, sides)):
-        yield Sample(f"{place // 2}/{place % 2}", said.tokens, said.mask)
-
-
-def _scores(learner: AnyLearner, samples: Sequence[Sample]) -> Tensor:
-    """[N, K] raw scores by the K heads of one model, float64."""
-    batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
-    said = learner.forward(batches, frozenset({"score"}))
-    found = {batch.ids[s]: out.get("score")[s].reshape(-1).tolist() for batch, out in zip(batches, said, strict=True) for s in batch.samples()}
-    return torch.tensor([found[s.id] for s in samples], dtype=torch.float64)
+def _can_read(members: Sequence[Member], sides: Sequence[tuple[Sample, Sample]]) -> bool:
+    """Whether every model has room for both, each in its own template."""
+    return all(len(side.tokens) <= learner.about.context for (learner, _), both in zip(members, sides, strict=True) for side in both)
 
 
 def together(told: Sequence[Tensor], stats: Sequence[RewardStats]) -> list[float]:
