@@ -43,7 +43,7 @@ ANSWER = 10.0
 
 START = "start a cluster: `ray start --head` here, `ray start --address=...` elsewhere"
 
-TOKEN = "the cluster asks for a token: RAY_AUTH_MODE=token here and on every machine, and the head's ~/.ray/auth_token"
+KEY = "where the cluster asks for a token: RAY_AUTH_MODE=token and the head's ~/.ray/auth_token on every machine; the same Ray and Python on all"
 
 GONE = 10.0
 """Seconds that Ray's processes have to end by themselves."""
@@ -99,7 +99,7 @@ def connect(address: str) -> None:
             disconnect()
             if local and attempt + 1 < STARTS:
                 continue  # its parts wait for each other for seconds that are fixed: on a busy machine too few
-            fix = "free the machine of other work" if local else TOKEN if isinstance(error, ray.exceptions.AuthenticationError) else START
+            fix = "free the machine of other work" if local else START if address == "auto" else KEY
             raise UserError(f"Ray cannot be joined: {_first_line(error)}", f"ray.address {address}", fix) from error
 
 
