@@ -36,7 +36,8 @@ def crossed(values: Sequence[Sequence[float]]) -> Crossed:
     """The mean of all values and how sure it is.
 
     Args:
-        values: [S][P] of each seed a number per prompt, the prompts in one order. One seed and one prompt alone give no width: nan.
+        values: [S][P] of each seed a number per prompt, the prompts in one order. One seed and one prompt alone give no width: nan. Nor do
+            numbers that are all the same: p is then the sign test's over prompts.
     """
     table = np.asarray(values, dtype=float)
     seeds, prompts = table.shape
@@ -44,7 +45,7 @@ def crossed(values: Sequence[Sequence[float]]) -> Crossed:
     if not freedom:
         return Crossed(mean, math.nan, math.nan, math.nan, seeds, prompts)
     if variance == 0:
-        return Crossed(mean, mean, mean, float(mean == 0), seeds, prompts)
+        return Crossed(mean, math.nan, math.nan, 2.0 ** (1 - prompts) if mean else 1.0, seeds, prompts)
     from scipy import stats
 
     error = math.sqrt(variance)

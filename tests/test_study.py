@@ -38,8 +38,9 @@ def test_one_seed_is_students_t_over_prompts() -> None:
     assert found.p == pytest.approx(0.013236, abs=1e-5)
 
 
-def test_a_mean_without_spread_is_sure_and_a_single_number_is_not() -> None:
-    assert (crossed([[2.0, 2.0], [2.0, 2.0]]).low, crossed([[2.0, 2.0], [2.0, 2.0]]).p) == (2.0, 0.0)
+def test_numbers_that_are_all_the_same_and_a_single_one_have_no_width() -> None:
+    assert math.isnan(crossed([[2.0, 2.0], [2.0, 2.0]]).low)
+    assert crossed([[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]).p == 0.25
     assert crossed([[0.0, 0.0]]).p == 1.0
     assert math.isnan(crossed([[3.0]]).low)
 

@@ -385,3 +385,8 @@ def test_votes_that_make_no_sense_name_the_row(monkeypatch, capsys, row, said):
     Path("votes.jsonl").write_text(json.dumps(row) + "\n")
     assert xwin(monkeypatch, "judge-quality", "votes.jsonl") == 2
     assert said in capsys.readouterr().err
+
+
+def test_seeds_for_nobody_are_refused(monkeypatch, capsys):
+    assert xwin(monkeypatch, "judge-quality", "votes.jsonl", "--seeds", "3") == 2
+    assert "name a judge by --judge" in capsys.readouterr().err

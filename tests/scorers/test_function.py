@@ -29,7 +29,7 @@ def parts(prompt, answers):
 
 def numpys(prompt, answers):
     import numpy
-    return [numpy.float32(0.5), Score(numpy.float32(0.25), {"a": numpy.int64(3)})]
+    return [numpy.float32(0.5), Score(numpy.float32(0.25), {"a": numpy.int64(3), "b": numpy.bool_(True)})]
 
 def strange(prompt, answers):
     return {"raise": lambda: 1 / 0, "nan": lambda: [1.0, float("nan")], "none": lambda: [1.0, None], "few": lambda: [1.0],
@@ -63,7 +63,7 @@ def test_it_is_given_the_prompt_and_all_answers_and_its_numbers_are_the_scores(r
     assert score(rewards, "lengths", meta={"bonus": 10}, **apart) == [Score(12.0), Score(11.0)]
     assert score(rewards, "parts", **apart) == [Score(1.0, {"a": 0.25}, "fine"), Score(1.0)]
     both = score(rewards, "numpys", **apart)
-    assert both == [Score(0.5), Score(0.25, {"a": 3.0})]
+    assert both == [Score(0.5), Score(0.25, {"a": 3.0, "b": 1.0})]
     assert {type(number) for s in both for number in (s.value, *s.parts.values())} == {float}  # what is written as JSON
 
 

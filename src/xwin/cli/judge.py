@@ -140,6 +140,8 @@ def judge_quality(  # noqa: PLR0913, PLR0917 - an option each
     from xwin.suites._judge_quality import report
     from xwin.suites._judge_votes import asked_now, questions_for, read_votes
 
+    if seeds is not None and not who:
+        raise UserError("nobody is asked", "--seeds", "name a judge by --judge")
     sets = [read_votes(path) for path in files]
     asking = find_judge(who, endpoint, key, replies, style=style.value, orders="both", prompt=None, retries=2, seed=0) if who else None
     reports = []

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from xwin.data.rollout import Group, Score
 from xwin.errors import UserError
 
 FAILED = "failed"
 """Part of a Score that is 1.0 where the scorer failed: its value is 0 and means nothing. No stage chooses, pairs or learns from such an answer."""
+
+REAL = (Real, np.bool_)
+"""What a scorer may return for a number: numpy's numbers are real ones to Python, its truth values are not."""
 
 OnFailure: TypeAlias = Literal["stop", "mask"]
 
@@ -31,7 +36,7 @@ def has_failed(score: Score | None) -> bool:
 
 
 def score_of(value: Any) -> Score:
-    """A number, numpy's too, a truth value or a Score as a Score of plain numbers.
+    """A number, a truth value, numpy's too, or a Score as a Score of plain numbers.
 
     Raises:
         ScorerError: it is none of them, or not finite; the message has no place, the caller knows it.
@@ -48,7 +53,7 @@ def score_of(value: Any) -> Score:
 
 def _is_finite(value: Any) -> bool:
     try:
-        return isinstance(value, Real) and math.isfinite(value)
+        return isinstance(value, REAL) and math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return False
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt
@@ -21,7 +20,7 @@ from pydantic import Field, model_validator
 from xwin.data.conversation import conversation_from_json, conversation_to_json
 from xwin.data.rollout import Group, Score
 from xwin.scorers._named import digest_of, named
-from xwin.scorers._outcome import OnFailure, ScorerError, failed, score_of
+from xwin.scorers._outcome import REAL, OnFailure, ScorerError, failed, score_of
 from xwin.scorers._workers import Reply, Workers
 from xwin.scorers.base import Scorer, ScorerKind, Workshop
 
@@ -127,7 +126,7 @@ def _sent(found: Any) -> Any:
 def _frozen(value: Any) -> Any:
     if isinstance(value, Score):
         return {"value": _frozen(value.value), "parts": {name: _frozen(part) for name, part in value.parts.items()}, "note": value.note}
-    if isinstance(value, Real):
+    if isinstance(value, REAL):
         return value if isinstance(value, int) else float(value)
     return None if value is None else repr(value)
 
