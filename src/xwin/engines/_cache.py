@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from xwin.data.batch import Batch
 from xwin.models.attention import PackedPlan
 
 PAGE = 64
 """Tokens of a row that lie together."""
+
+
+SHORT = 16
+"""Pages of one row that are copied together for each token: what reading the weights takes hides it."""
 
 
 def in_pages(length: int) -> int:
@@ -126,6 +131,8 @@ class DecodePlan:
     """[B] position of the new token in its row."""
     reach: tuple[tuple[slice, int], ...]
     """Pages, and how many of the first rows must be multiplied with each of them. Several pages together are one block of memory."""
+    seen: int
+    """Places that the longest row sees, its new token's included."""
     _lines: dict[int, Tensor] = field(default_factory=dict)
     _unseen: dict[int | None, Tensor] = field(default_factory=dict)
 
@@ -137,7 +144,7 @@ class DecodePlan:
             reach[: place // PAGE + 1] = [row + 1] * (place // PAGE + 1)
         whole = next((page for page, n in enumerate(reach) if n < cache.rows), len(reach))  # pages that all rows of the cache reach
         blocks = [(slice(0, whole), cache.rows)] * (whole > 0) + [(slice(page, page + 1), reach[page]) for page in range(whole, len(reach))]
-        return cls(cache, torch.tensor(places, device=device), tuple(blocks))
+        return cls(cache, torch.tensor(places, device=device), tuple(blocks), max(places) + 1)
 
     @property
     def pages(self) -> int:
@@ -150,6 +157,8 @@ class DecodePlan:
         rows, kv, _, width = value.shape
         for store, fresh in ((keys, key), (values, value)):
             store.view(-1, width).index_copy_(0, self.lines(kv), fresh.reshape(-1, width).to(store.dtype))
+        if rows == 1 and self.pages <= SHORT:
+            return self._alone(query, keys, values, scale, window)
         shared = query.reshape(rows * kv, -1, width)
         scores = shared.new_empty(*shared.shape[:2], self.pages, PAGE)  # what no product writes is not seen
         for pages, n in self.reach:
@@ -163,6 +172,13 @@ class DecodePlan:
             share = weight[: n * kv, :, pages].permute(2, 0, 1, 3).flatten(0, 1)
             out[: n * kv].add_(torch.bmm(share, values[pages, :n].flatten(0, 2)).unflatten(0, (-1, n * kv)).sum(0, dtype=torch.float32))
         return out.to(value.dtype).view(rows, 1, -1, width)
+
+    def _alone(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+        """[1, 1, H, D] of one row, which sees all places up to its own: few operations, since each takes longer than its work."""
+        end = self.seen
+        start = 0 if window is None else max(end - window, 0)
+        key, value = (store[: self.pages, 0].transpose(0, 1).flatten(1, 2)[None, :, start:end] for store in (keys, values))
+        return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True).transpose(1, 2)
 
     def lines(self, heads: int) -> Tensor:
         """[B * heads] where the new tokens go, of a layer's memory as lines of one head of one token."""
