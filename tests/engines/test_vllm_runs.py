@@ -45,14 +45,14 @@ GRPO: dict[str, Any] = {
 }
 
 
-def carry_out(folder: Path, dtype: str, **changes: Any) -> list[float]:
+def carry_out(folder: Path, dtype: str, *, workers: int = 1, **changes: Any) -> list[float]:
     """The gap between engine and learner in each step of a run, nats."""
     model = {"path": str(fetch(ModelSource(**SMOLLM), Path())), "template": "chatml", "dtype": dtype}
     prompts = {"kind": "prompts", "families": ["chain_sum"], "train": 16, "validation": 4, "test": 4}
     recipe = {"name": "vllm", "seed": 0, "models": {"base": model}, "stages": {"prompts": prompts, "grpo": {**GRPO, **changes}}}
     (folder / "vllm.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     try:
-        run(folder / "vllm.yaml", [], folder / "run", Console(stream=io.StringIO()))
+        run(folder / "vllm.yaml", [f"workers={workers}"], folder / "run", Console(stream=io.StringIO()))
     finally:
         rows = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
         gaps = [float(row["value"]) for row in rows if row["name"] == "engine_gap"]
@@ -67,6 +67,12 @@ def test_the_engine_says_what_the_learner_says_at_every_step(tmp_path: Path, dty
     assert max(gaps) < largest
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert all(float(row["value"]) > 0 for row in events if row["name"] == "grad_norm")  # each hand-over brought other weights
+
+
+def test_two_workers_have_an_engine_each_that_says_what_the_learner_says(tmp_path: Path) -> None:
+    gaps = carry_out(tmp_path, "float32", workers=2)
+    assert len(gaps) == STEPS
+    assert max(gaps) < 1e-4
 
 
 def test_an_engine_that_never_gets_the_new_weights_is_stopped_by_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ def run(app: ASGIApp, models: Sequence[Served], at: socket.socket, flag: StopFla
     Raises:
         Failure: the server ended by itself.
     """
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+    # uvicorn's own log_config would close the handlers of everybody in this process, and waits for whoever holds one
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, server_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
     thread.start()
     while thread.is_alive() and not flag.is_set:
