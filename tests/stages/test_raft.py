@@ -180,6 +180,7 @@ def test_answers_that_cannot_be_scored_are_left_out_and_a_round_of_them_is_an_er
 MISTAKES = [
     ({"n": 1, "above": None}, "the best of one answer is any answer"),
     ({"sampling": {"temperature": 0}}, "greedy answers to one prompt are all the same"),
+    ({"minibatches": 9}, "a round keeps at most 8 answers"),
     ({"sampling": {"stop": ["."]}}, "an answer that a stop text ends has no end token"),
     ({"most": 0}, "at least 1"),
 ]

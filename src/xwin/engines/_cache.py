@@ -159,14 +159,14 @@ class DecodePlan:
             store.view(-1, width).index_copy_(0, self.lines(kv), fresh.reshape(-1, width).to(store.dtype))
         if rows == 1 and self.pages <= SHORT:
             return self._alone(query, keys, values, scale, window)
-        shared = query.reshape(rows * kv, -1, width)
+        shared = (query * scale).reshape(rows * kv, -1, width)
         scores = shared.new_empty(*shared.shape[:2], self.pages, PAGE)  # what no product writes is not seen
         for pages, n in self.reach:
             block = keys[pages, :n].flatten(0, 2)
             asked = shared[: n * kv].repeat(len(block) // (n * kv), 1, 1)
             scores[: n * kv, :, pages] = torch.bmm(asked, block.mT).unflatten(0, (-1, n * kv)).permute(1, 2, 0, 3)
         scores.view(rows, -1, self.pages * PAGE).masked_fill_(self.unseen(window), -torch.inf)
-        weight = (scores.flatten(2).float() * scale).softmax(-1).to(value.dtype).view_as(scores)
+        weight = scores.flatten(2).softmax(-1).view_as(scores)  # summed in fp32 whatever the type
         out = torch.zeros_like(shared, dtype=torch.float32)
         for pages, n in self.reach:
             share = weight[: n * kv, :, pages].permute(2, 0, 1, 3).flatten(0, 1)

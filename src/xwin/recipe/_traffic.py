@@ -105,8 +105,3 @@ def written(engine: Held, load: Load, machine: Machine) -> float:
     traffic = 2 * shape.matrices + 4 * shape.embedding + cache(shape, held, engine.dtype) / 2
     products = 2 * shape.matrices * rows / (machine.bf16 * machine.share)
     return series * data.longest * max(traffic / machine.bandwidth, products)
-
-
-def fewest_tokens(machine: Machine, adapters: int = NODE) -> float:
-    """Tokens a batch on each GPU below which a step waits for the network, whatever the model; see above."""
-    return 8 * machine.bf16 * machine.share / (6 * bandwidth(machine.count, adapters))

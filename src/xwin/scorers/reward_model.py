@@ -120,9 +120,9 @@ class RewardModelScorer:
         return Score(value - self.caution * spread - cut, parts)
 
 
-def raw_scores(learner: AnyLearner, samples: Sequence[Sample]) -> Tensor:
-    """[N, K] what the K heads of a reward model say of N answers, at least one, each of another id; float64."""
-    batches = pack(samples, tokens=max([TOKENS, *(len(s.tokens) for s in samples)]), share=True)
+def raw_scores(learner: AnyLearner, samples: Sequence[Sample], tokens: int = TOKENS) -> Tensor:
+    """[N, K] what the K heads of a reward model say of N answers, at least one, each of another id; float64.  tokens: of a batch."""
+    batches = pack(samples, tokens=max([tokens, *(len(s.tokens) for s in samples)]), share=True)
     said = learner.forward(batches, frozenset({"score"}))
     found = {batch.ids[s]: out.get("score")[s].reshape(-1).tolist() for batch, out in zip(batches, said, strict=True) for s in batch.samples()}
     return torch.tensor([found[s.id] for s in samples], dtype=torch.float64)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xwin.data.batch import Sample, pack
+from xwin.data.batch import Sample
 from xwin.errors import TrainingStopped
 from xwin.learning.learner import AnyLearner
 from xwin.models.heads import RewardStats
 from xwin.run.calibration import calibration_error, fit_temperature, reliability
 from xwin.run.cards import Bin, Calibration, LengthBias
+from xwin.scorers.reward_model import raw_scores
 
 SAME = 1e-6
 """Reward units. A spread below this is none."""
@@ -60,14 +61,9 @@ def hear(learner: AnyLearner, rows: Sequence[Sample], tokens: int) -> Heard:
         rows: bonded pairs, chosen first, or single answers with the column `label`.
         tokens: of a batch.
     """
-    named = {str(i): row for i, row in enumerate(rows)}
-    batches = pack([replace(row, id=name) for name, row in named.items()], tokens=tokens, share=True)
-    said = [out.get("score") for out in learner.forward(batches, frozenset({"score"}))]
-    found = [(named[batch.ids[s]], score[s].reshape(-1).tolist()) for batch, score in zip(batches, said, strict=True) for s in batch.samples()]
-    judged = [row for row, _ in found]
-    labels, pairs = _ranked(judged)
-    lengths = np.array([float(sum(row.mask)) for row in judged])
-    return Heard(np.array([heads for _, heads in found], np.float64), lengths, labels, pairs)
+    scores = raw_scores(learner, [replace(row, id=str(i)) for i, row in enumerate(rows)], tokens).numpy()
+    labels, pairs = _ranked(rows)
+    return Heard(scores, np.array([float(sum(row.mask)) for row in rows]), labels, pairs)
 
 
 def _ranked(rows: Sequence[Sample]) -> tuple[Floats, NDArray[np.int64]]:

@@ -129,6 +129,9 @@ class Raft(Training):
             return [("n", "the best of one answer is any answer, so the scores would teach nothing", "set n above 1, or a bar: above")]
         if self.n > 1 and self.sampling.temperature == 0:
             return [("sampling.temperature", "greedy answers to one prompt are all the same", "set it above 0, or n: 1")]
+        if self.minibatches > (kept := self.prompts_per_step * min(self.most, self.n)):
+            what = f"a round keeps at most {kept} answers, so it has no more optimizer steps: the learning rate would wait for others"
+            return [("minibatches", what, f"set it to {kept} at most, or raise prompts_per_step")]
         return unended(self.sampling)
 
     def run(self, ctx: Context) -> None:
