@@ -23,6 +23,7 @@ from xwin.stages.evaluate import Evaluate
 from xwin.suites._alpaca_labels import read_labels
 from xwin.suites._judge_quality import report
 from xwin.suites._judge_votes import VoteSet, read_votes
+from xwin.suites._mt_bench import read_answers
 
 QUESTIONS = {81: "writing", 82: "writing", 111: "math"}
 GOOD, BAD, ODD = "good", "bad", "odd"
@@ -93,6 +94,10 @@ def test_mt_bench_grades_every_row(tmp_path: Path, tiny_folder: Path) -> None:
     assert (whole["low"], whole["high"]) == (pytest.approx(9 - 8 * other, abs=1e-5), pytest.approx(9 + other, abs=1e-5))
     assert whole["note"] == "judged by toy"
     assert found["two", "mt_bench/writing"]["n"] == 2
+    (answers,) = read_answers(done.stage("report") / "mt_bench-one.json")
+    assert (answers.model, set(answers.turns.values())) == ("one", {(GOOD, GOOD)})
+    grades = json.loads((done.stage("report") / "mt_bench-grades-one.json").read_text())
+    assert [(g["turn"], g["score"], g["judgment"], g["judge"]) for g in grades] == [(turn, 9.0, "[[9]]", "toy") for turn in (1, 2) * 3]
     page = write_report(done.path).read_text()
     assert "MT-bench, grades from 1 to 10" in page
     assert "mt_bench by category" in page
@@ -132,6 +137,8 @@ def test_mt_bench_pairs_are_played_against_the_reference(tmp_path: Path, tiny_fo
     assert (row["model"], row["metric"], row["value"], row["against"], row["n"]) == ("one", "mt_bench_wins", 0.5, "two", 3)
     assert row["note"] == "0 won, 0 lost, 6 ties (6 by order alone); judged by toy"
     assert "mt_bench_wins, %" in write_report(done.path).read_text()
+    games = json.loads((done.stage("report") / "mt_bench-games-one.json").read_text())
+    assert {(g["model_1"], g["model_2"], g["g1_verdict"], g["g2_verdict"], g["winner"]) for g in games} == {("one", "two", "A", "A", "tie")}
 
 
 def test_mt_bench_asks_nothing_twice(tmp_path: Path, tiny_folder: Path) -> None:

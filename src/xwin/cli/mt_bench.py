@@ -101,14 +101,14 @@ def _answered(name: str, endpoint: str, key: str, replies: Path | None, asked: S
 
 def _single(table: Table, sets: Sequence[Answers], out: Path | None, *, as_json: bool) -> None:
     from xwin.suites._mt_bench import grade
-    from xwin.suites._mt_bench_scores import better, grades_of
+    from xwin.suites._mt_bench_scores import better, grade_row, grades_of
 
     graded: list[list[Graded]] = []
     for each in sets:
         with progress(f"{table.judge.name} grades {each.model}", 2 * len(table.questions)) as told:
             graded.append(grade(table.questions, each, table.references, table.judge, told))
     if out is not None:
-        _write(out, [_grade_row(table.judge, g) for mine in graded for g in mine])
+        _write(out, [grade_row(table.judge.name, g) for mine in graded for g in mine])
     rows = [grades_of(mine) for mine in graded]
     tests = {row.model: better(graded[0], mine) for row, mine in zip(rows[1:], graded[1:], strict=True)}
     if as_json:
@@ -123,7 +123,7 @@ def _single(table: Table, sets: Sequence[Answers], out: Path | None, *, as_json:
 
 def _pairs(table: Table, sets: Sequence[Answers], out: Path | None, *, as_json: bool) -> None:
     from xwin.suites._mt_bench import compare
-    from xwin.suites._mt_bench_scores import match_of
+    from xwin.suites._mt_bench_scores import game_row, match_of
 
     if len(sets) < 2:  # noqa: PLR2004 - a pair
         raise UserError("pairs need the answers of two models", "mt-bench", "name another file or model")
@@ -132,7 +132,7 @@ def _pairs(table: Table, sets: Sequence[Answers], out: Path | None, *, as_json: 
         with progress(f"{table.judge.name} compares {other.model}", 4 * len(table.questions)) as told:
             games.append(compare(table.questions, (other, sets[0]), table.references, table.judge, told))
     if out is not None:
-        _write(out, [_game_row(table.judge, game) for match in games for game in match])
+        _write(out, [game_row(table.judge.name, game) for match in games for game in match])
     rows = [match_of(match) for match in games]
     if as_json:
         print(json.dumps({"matches": [asdict(row) for row in rows]} | _about(table, rows), allow_nan=False))
@@ -148,18 +148,6 @@ def _about(table: Table, rows: Sequence[Grades | Match]) -> dict[str, Any]:
     wording = {name.published: prompt.digest for name, prompt in table.judge.prompts.items()}
     about = {"name": table.judge.name, "retries": table.judge.retries, "seed": table.judge.seed, "prompts": wording}
     return {"judge": about, "n_questions": len(table.questions), "n_unread": sum(row.n_unread for row in rows)}
-
-
-def _grade_row(judge: MtJudge, g: Graded) -> Mapping[str, Any]:
-    """As in FastChat's model_judgment, but for a score that could not be read: null, not -1."""
-    said = {"judge": judge.name, "judgment": g.answer.said, "score": g.answer.value}
-    return {"question_id": g.question.id, "category": g.question.category, "model": g.model, "turn": g.turn} | said
-
-
-def _game_row(judge: MtJudge, game: Game) -> Mapping[str, Any]:
-    row = {"question_id": game.question.id, "category": game.question.category, "model_1": game.first, "model_2": game.second, "turn": game.turn}
-    verdicts = {"g1_verdict": game.as_it_is.value, "g2_verdict": game.swapped.value, "winner": game.winner}
-    return row | verdicts | {"judge": judge.name, "g1_judgment": game.as_it_is.said, "g2_judgment": game.swapped.said}
 
 
 def _write(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -127,6 +127,12 @@ def read_answers(path: Path) -> list[Answers]:
     return [Answers(model, str(path), turns) for model, turns in found.items()]
 
 
+def answer_rows(answers: Answers) -> list[Mapping[str, Any]]:
+    """As in FastChat's model_answer: what `read_answers` reads."""
+    named = {"model_id": answers.model}
+    return [{"question_id": number, **named, "choices": [{"index": 0, "turns": list(turns)}]} for number, turns in answers.turns.items()]
+
+
 def read_references(path: Path | None, questions: Sequence[Question]) -> Answers | None:
     """The reference answers, checked.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from xwin.errors import DataError
 from xwin.run.statistics import Paired, bootstrap_interval, paired_means
@@ -142,3 +143,16 @@ def question_means(graded: Sequence[Graded]) -> dict[int, float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
+
+
+def grade_row(judge: str, g: Graded) -> Mapping[str, Any]:
+    """As in FastChat's model_judgment, but for a score that could not be read: null, not -1."""
+    said = {"judge": judge, "judgment": g.answer.said, "score": g.answer.value}
+    return {"question_id": g.question.id, "category": g.question.category, "model": g.model, "turn": g.turn} | said
+
+
+def game_row(judge: str, game: Game) -> Mapping[str, Any]:
+    """As in FastChat's model_judgment of pairs, with both verdicts as they were read."""
+    row = {"question_id": game.question.id, "category": game.question.category, "model_1": game.first, "model_2": game.second, "turn": game.turn}
+    verdicts = {"g1_verdict": game.as_it_is.value, "g2_verdict": game.swapped.value, "winner": game.winner}
+    return row | verdicts | {"judge": judge, "g1_judgment": game.as_it_is.said, "g2_judgment": game.swapped.said}

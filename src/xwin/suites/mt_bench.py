@@ -18,7 +18,7 @@ from xwin.scorers.judge import Judge
 from xwin.suites import _mt_bench as core
 from xwin.suites._mt_bench import GRADES, Answers, Game, Graded, MtJudge, Question
 from xwin.suites._mt_bench_prompts import ours, read_prompts
-from xwin.suites._mt_bench_scores import better, match_of, question_means
+from xwin.suites._mt_bench_scores import better, game_row, grade_row, match_of, question_means
 from xwin.suites.base import Evidence, Row, Suite, Workshop
 
 
@@ -35,7 +35,7 @@ class MtBench(Suite):
     share of games won against the stage's `reference`, each game in both orders, ties as one half. Zheng et al. 2023, arXiv:2306.05685.
 
     Every row answers once: `n` and `scorer` of a row are not used. What the judge says that cannot be read is asked again, counted and left out.
-    Questions and reference answers are FastChat's files."""
+    Questions and reference answers are FastChat's files; answers and judgements are left beside the table in its layouts."""
 
     data: ConversationsRef
     """FastChat's question.jsonl."""
@@ -88,7 +88,9 @@ class MtBench(Suite):
 
     def _answered(self, shop: Workshop, exam: Exam, talk: Callable[[str], Chat], name: str) -> Answers:
         with shop.asking(f"mt_bench, {name}", 2 * len(exam.questions)) as told:
-            return core.write_answers(talk(name), name, exam.questions, told, seed=shop.seed("mt_bench"), tokens=self.max_tokens)
+            answers = core.write_answers(talk(name), name, exam.questions, told, seed=shop.seed("mt_bench"), tokens=self.max_tokens)
+        shop.leave(f"mt_bench-{name}.json", core.answer_rows(answers))
+        return answers
 
     def _judge(self, shop: Workshop) -> MtJudge:
         asked = Judge(engine=self.engine, model=self.model).over(shop)
@@ -102,6 +104,7 @@ def _grades(evidence: Evidence, exam: Exam, judge: MtJudge, sets: Mapping[str, A
     for name, answers in sets.items():
         with evidence.workshop.asking(f"{judge.name} grades {name}", 2 * len(exam.questions)) as told:
             graded[name] = core.grade(exam.questions, answers, exam.references, judge, told)
+        evidence.workshop.leave(f"mt_bench-grades-{name}.json", [grade_row(judge.name, g) for g in graded[name]])
         before = evidence.before.get(name)
         test = better(graded[before], graded[name]) if before else None
         whole, *parts = _graded_rows(name, graded[name], _note(judge, [g.answer for g in graded[name]]))
@@ -131,6 +134,7 @@ def _games(evidence: Evidence, exam: Exam, judge: MtJudge, sets: Mapping[str, An
             continue
         with evidence.workshop.asking(f"{judge.name} compares {name}", 4 * len(exam.questions)) as told:
             games = core.compare(exam.questions, (answers, sets[reference]), exam.references, judge, told)
+        evidence.workshop.leave(f"mt_bench-games-{name}.json", [game_row(judge.name, game) for game in games])
         rows.append(_match_row(games, _note(judge, [answer for game in games for answer in (game.as_it_is, game.swapped)])))
     return rows
 
