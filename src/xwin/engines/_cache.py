@@ -18,7 +18,6 @@ from xwin.models.attention import PackedPlan
 PAGE = 64
 """Tokens of a row that lie together."""
 
-
 SHORT = 16
 """Pages of one row that are copied together for each token: what reading the weights takes hides it."""
 

@@ -129,8 +129,9 @@ def read_answers(path: Path) -> list[Answers]:
 
 def answer_rows(answers: Answers) -> list[Mapping[str, Any]]:
     """As in FastChat's model_answer: what `read_answers` reads."""
-    named = {"model_id": answers.model}
-    return [{"question_id": number, **named, "choices": [{"index": 0, "turns": list(turns)}]} for number, turns in answers.turns.items()]
+    return [
+        {"question_id": number, "model_id": answers.model, "choices": [{"index": 0, "turns": list(turns)}]} for number, turns in answers.turns.items()
+    ]
 
 
 def read_references(path: Path | None, questions: Sequence[Question]) -> Answers | None:
