@@ -10,7 +10,7 @@ from data.template_tokenizers import FORMS, SPECIALS, write_tokenizer
 
 from xwin.data.batch import Sample
 from xwin.data.conversation import Conversation, Message
-from xwin.data.reading import Reading
+from xwin.data.reading import Reading, same_template
 from xwin.data.rollout import Finish, Group, Rollout
 from xwin.data.template import Template, answers, load_template
 
@@ -79,7 +79,7 @@ def test_bytes_that_are_no_text_are_not_handed_on(tiny_template: Template, other
     group = Group(
         Conversation("q", ASKED), (Rollout("q", 0, 0, whole.prompt, broken, (0.0,) * len(broken), "stop"),), (tiny_template.parse(broken).text,)
     )
-    assert Reading(other, by_text=True, context=4096).samples(group) == ["holds bytes that are no text, and the reward model has other tokens"]
+    assert Reading(other, by_text=True, context=4096).samples(group) == ["holds bytes that are no text, and the reward model reads text"]
 
 
 def test_what_the_other_tokenizer_does_not_know_is_refused(
@@ -119,3 +119,9 @@ def test_with_the_same_tokens_the_very_ids_are_read(tiny_template: Template, own
         assert sample(read).tokens == trained.tokens
         cut = written(template, ASKED, ["yes"], "length")
         assert sample(reading.samples(cut)[0]).tokens == cut.rollouts[0].prompt + cut.rollouts[0].completion
+
+
+def test_templates_are_the_same_where_they_write_the_same(tiny_folder: Path) -> None:
+    known = {name: load_template(tiny_folder, name) for name in ("vicuna", "chatml", "zephyr")}
+    assert [[same_template(one, other) for other in known.values()] for one in known.values()] == [[i == k for k in range(3)] for i in range(3)]
+    assert same_template(known["vicuna"], load_template(tiny_folder, "vicuna"))

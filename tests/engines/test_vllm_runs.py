@@ -82,8 +82,8 @@ def test_an_engine_that_never_gets_the_new_weights_is_stopped_by_the_guard(tmp_p
         self.version = weights.version
 
     monkeypatch.setattr(VllmEngine, "load", load)
-    with pytest.raises(TrainingStopped, match=r"engine_gap is .* nats, above its guard of 0.05 nats"):
-        carry_out(tmp_path, "float32", tune={"kind": "full"}, optim={"lr": 3e-4, "schedule": "constant"}, steps=2)
+    with pytest.raises(TrainingStopped, match=r"engine_gap is .* nats, above its guard of 0.0?5 nats"):
+        carry_out(tmp_path, "float32", tune={"kind": "full"}, optim={"lr": 3e-4, "schedule": "constant"}, steps=4)
 
 
 def test_an_engine_that_gets_other_weights_is_stopped_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

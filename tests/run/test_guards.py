@@ -100,13 +100,20 @@ def test_a_value_that_is_not_a_number_breaks_every_guard() -> None:
         {"critic/loss": math.nan},
         {"critic/grad_norm": math.nan},
         {"tokens": 0.0},
-        {"engine_gap": 0.051},
+        {"engine_gap": 0.51},
     ],
 )
 def test_what_must_never_happen_stops_without_being_asked(values: dict[str, float]) -> None:
     alarms = Watch().feed(7, values)
     assert [alarm.action for alarm in alarms] == ["stop"]
     assert isinstance(explain(alarms[0]), TrainingStopped)
+
+
+def test_an_engine_that_disagrees_stops_the_third_time_in_a_row() -> None:
+    """One step of few tokens may be off by rounding alone; an engine with other weights is off for good."""
+    watch = Watch()
+    gaps = [0.06, 0.051, 0.049, 0.06, 0.07, 0.08]
+    assert [[alarm.action for alarm in watch.feed(step, {"engine_gap": gap})] for step, gap in enumerate(gaps)] == [[], [], [], [], [], ["stop"]]
 
 
 def test_a_guard_on_the_engine_takes_the_place_of_the_one_that_is_always_on_and_no_other_does() -> None:

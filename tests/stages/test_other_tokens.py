@@ -103,6 +103,21 @@ def test_a_cut_answer_is_scored_without_an_end_and_pays_for_it(judged: Done) -> 
     assert {row["score"]["parts"]["unfinished"] for row in rows} == {-1.0}
 
 
+def test_a_policy_that_writes_in_another_template_is_read_in_the_reward_models_own(tmp_path: Path, tiny_folder: Path) -> None:
+    """The same tokens, other markup: the reward model, which learned Vicuna's, is not shown ChatML."""
+    write(tmp_path / "prompts.jsonl", prompts(2))
+    write(tmp_path / "pairs.jsonl", pairs(GOOD, BAD, 8))
+    engine = {"kind": "scripted", "answers": {f"q{i}": [ids(text) for text in (BAD, GOOD)] for i in range(2)}}
+    asked = {"kind": "best_of_n", "policy": "base", "prompts": "./prompts.jsonl", "n": 2, "most": 2, "engine": engine, "scorer": SCORER}
+    rm = {"kind": "reward_model", "init": "base", "data": "./pairs.jsonl", "epochs": 1}
+    done = carry_out(tmp_path, tiny_folder, {"rm": rm, "plain": asked, "best": {**asked, "template": "chatml"}})
+    stats = json.loads((done.stage("rm") / "final" / "reward_stats.json").read_text())
+    for (prompt, answer), score in scores(done, "best").items():
+        assert score == pytest.approx((raw(done, prompt, answer) - stats["mean"]) / stats["std"], abs=1e-4)
+    assert "best: rm learned another chat template than base writes in: it reads the answers as text" in done.said
+    assert "plain: rm" not in done.said
+
+
 def test_a_tokenizer_that_loses_the_text_is_refused(tmp_path: Path, tiny_folder: Path, with_other_tokens: Any) -> None:
     """Its reward model cannot read one answer: the stage ends with the reason, and nothing was learned from noise."""
     write(tmp_path / "prompts.jsonl", prompts(4))

@@ -200,7 +200,7 @@ def test_an_engine_that_is_corrected_for_warns_and_does_not_stop() -> None:
     for name, change in {"plain": {"credit": "group"}, "corrected": correction, "own": {**correction, **own}}.items():
         spec = Rl.model_validate({**base, **change})
         found[name] = [[alarm.action for alarm in Watch(spec._watched().guards).feed(0, {"engine_gap": gap})] for gap in (0.06, 0.6)]
-    assert found == {"plain": [["stop"], ["stop"]], "corrected": [["warn"], ["warn"]], "own": [[], ["stop"]]}
+    assert found == {"plain": [[], ["stop"]], "corrected": [["warn"], ["warn"]], "own": [[], ["stop"]]}
     assert Guard(metric="kl", above=1.0) in Rl.model_validate({**base, **correction, "guards": [{"metric": "kl", "above": 1.0}]})._watched().guards
 
 

@@ -1,4 +1,4 @@
-"""How a reward model is shown what a policy wrote: the very tokens, or, where their tokens are not the same, the text rendered anew."""
+"""How a reward model is shown what a policy wrote: the very tokens, or, where their tokens or templates are not the same, the text rendered anew."""
 
 from __future__ import annotations
 
@@ -8,10 +8,28 @@ from xwin.data.batch import Sample
 from xwin.data.conversation import Message
 from xwin.data.rollout import Group, Rollout
 from xwin.data.template import Template
+from xwin.errors import DataError
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 """What stands in a text for bytes that are no text."""
 QUESTION = Message("user", "?")
+
+
+PROBE = (QUESTION, Message("assistant", "!"), QUESTION, Message("assistant", "!"))
+
+
+def same_template(one: Template, other: Template) -> bool:
+    """Whether two templates over the same tokens write a conversation alike, with a system message, where both have a place for one, and without."""
+    asked = (Message("system", "."), *PROBE)
+    return _written(one, PROBE) == _written(other, PROBE) and _written(one, asked) == _written(other, asked)
+
+
+def _written(template: Template, messages: tuple[Message, ...]) -> tuple[int, ...] | None:
+    """Its tokens; None where the template has no place for a message."""
+    try:
+        return template.render(messages).tokens
+    except DataError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,7 @@ class Reading:
     template: Template
     """The reward model's own."""
     by_text: bool
-    """Whether a token id is another token to it, so that only the text can be handed on."""
+    """Whether only the text can be handed on: a token id is another token to it, or it knows other markup around it."""
     context: int
     """Tokens that it can read at once."""
 
@@ -43,7 +61,7 @@ class Reading:
         finished = rollout.finish == "stop"
         text = text if finished else text.rstrip(LOST)
         if LOST in text:
-            return "holds bytes that are no text, and the reward model has other tokens"
+            return "holds bytes that are no text, and the reward model reads text"
         if not self._survives(text):
             return "the reward model's tokenizer loses some of its text"
         whole = self.template.render((*asked, Message("assistant", text)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from xwin.run import plots
-from xwin.run.facts import ALPACA, ALPACA_LENGTH, Cell, cell_text, is_share
+from xwin.run.facts import ALPACA, ALPACA_CONTROLLED, ALPACA_LENGTH, Cell, cell_text, is_share
 
 Grid = list[list[str]]
 
@@ -55,11 +55,16 @@ def lengths(table: Sequence[Cell]) -> tuple[dict[str, Cell], str]:
 
 
 def leaderboard(table: Sequence[Cell]) -> Grid:
-    """Models by their win rate, the best first, with interval, length and n; empty where no win rate was measured."""
+    """Models by their win rate, the best first, with interval, length and n, and length-controlled if known; empty where none was measured."""
     ranked = sorted(rated(table), key=lambda c: -c.value)
+    if not ranked:
+        return []
     known, head = lengths(table)
-    rows = [[c.model, cell_text(c), cell_text(known[c.model]) if c.model in known else "", str(c.n)] for c in ranked]
-    return [["model", f"win rate, %{_against(ranked[0])}", head, "n"], *rows] if rows else []
+    metric = ranked[0].metric.replace(ALPACA, ALPACA_CONTROLLED)
+    controlled = {c.model: c for c in table if c.metric == metric != ranked[0].metric}
+    columns = {**({"length-controlled, %": controlled} if controlled else {}), head: known}
+    rows = [[c.model, cell_text(c), *(cell_text(of[c.model]) if c.model in of else "" for of in columns.values()), str(c.n)] for c in ranked]
+    return [["model", f"win rate, %{_against(ranked[0])}", *columns, "n"], *rows]
 
 
 def _against(cell: Cell) -> str:

@@ -26,11 +26,11 @@ MARKS = ("manifest.json", "recipe.resolved.json", "recipe.yaml", "events.jsonl",
 SHARES = frozenset({"accuracy", "rm_accuracy", "longer_wins", "win_rate", "judged", "mt_bench_wins"})
 """Metrics of the final table that are shares, shown in percent."""
 
-ALPACA, ALPACA_LENGTH = "alpaca_eval/", "alpaca_length/"
-"""What the names of AlpacaEval's win rates begin with, and those of the answers' lengths; then comes the model that is to be beaten."""
+ALPACA, ALPACA_LENGTH, ALPACA_CONTROLLED = "alpaca_eval/", "alpaca_length/", "alpaca_lc/"
+"""What the names of AlpacaEval's win rates begin with, of answers' lengths, of length-controlled rates; then comes the model to be beaten."""
 
 SHARED = (
-    *("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/", ALPACA),
+    *("accuracy/", "win_rate/", "rm_", "longer_wins/", "pass@", "maj@", "task/", "overlap/", ALPACA, ALPACA_CONTROLLED),
     *("judge_agreement/", "judge_first/", "judge_longer/", "judge_consistent/", "judge_variance/"),
 )
 """What the names of other such metrics begin with."""

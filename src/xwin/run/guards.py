@@ -226,20 +226,26 @@ class _Memory:
 
 ENGINE_GAP = "engine_gap"
 LARGEST_ENGINE_GAP = 0.05
-"""Nats a token, the mean of its absolute value."""
+"""Nats a token, the mean of its absolute value: what no engine of the same weights has for long. In bfloat16 a step of few tokens, most of them
+uncertain, may pass it once by rounding alone (0.06, answers of four tokens)."""
+ENGINE_GAP_STEPS = 3
+"""In a row."""
+FOREIGN_ENGINE_GAP = 0.5
+"""Nats a token that no rounding explains: other weights, another template."""
 
 _FINITE = ("loss", "grad_norm", "critic/loss", "critic/grad_norm")
 
 
 def _always_on(action: Action) -> tuple[_Rule, ...]:
     """Non-finite loss or gradient; a step without a token (the Learner itself refuses one that trains on none); an engine that disagrees
-    with the learner by more than 0.05 nats a token, unless the stage or the recipe has a guard of its own on that.
+    with the learner by more than 0.05 nats a token three times in a row, or by more than 0.5 once, unless there is a guard of its own on that.
 
     Args:
         action: upon what may be the fault of single rows. It is not that of the engine.
     """
     finite = (_Rule((metric,), action=action) for metric in _FINITE)
-    return (*finite, _Rule(("tokens",), _Bounds(low=1), action=action), _Rule((ENGINE_GAP,), _Bounds(high=LARGEST_ENGINE_GAP)))
+    gap = (_Rule((ENGINE_GAP,), _Bounds(high=LARGEST_ENGINE_GAP), ENGINE_GAP_STEPS), _Rule((ENGINE_GAP,), _Bounds(high=FOREIGN_ENGINE_GAP)))
+    return (*finite, _Rule(("tokens",), _Bounds(low=1), action=action), *gap)
 
 
 class Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, MinLen
@@ -28,13 +28,15 @@ Unit = Literal["spread", "probability"]
 
 class RewardModel(ScorerKind):
     """Scores the token ids that were sampled, never a decoded and encoded copy of them; but of a policy that has other tokens than the reward
-    model, the text, rendered anew in the reward model's own template. An answer that does not survive that, or is longer than the reward model
-    can read, is not scored.
+    model, or writes in another chat template, the text, rendered anew in the reward model's own template. An answer that does not survive that, or
+    is longer than the reward model can read, is not scored.
 
     The members of an ensemble are all heads of all models named. Its score is their mean less `caution` times their standard deviation
     (population form), and the part `disagreement` is that deviation. Coste et al. 2023, arXiv:2310.02743, uncertainty-weighted optimization;
     deviation: they take off the variance, which has another unit than the score.
     """
+
+    revision: ClassVar[int] = 1
 
     model: RewardModelRef | Annotated[tuple[RewardModelRef, ...], MinLen(1)]
     """The reward model: a stage or a folder; or several, as one ensemble."""

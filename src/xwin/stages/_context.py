@@ -15,7 +15,7 @@ from typing import Any
 from xwin.data.conversation import Conversation, Preference
 from xwin.data.files import data_digest
 from xwin.data.formats import Makes
-from xwin.data.reading import Reading
+from xwin.data.reading import Reading, same_template
 from xwin.data.sources import Rows, load, open_conversations, open_preferences
 from xwin.data.template import Template, export_template, load_template, template_digest
 from xwin.data.vocabulary import other_token, require_same_tokens
@@ -59,17 +59,24 @@ class _Shop:
 
     ctx: Context
     writer: str
+    spoken: Template
+    """The template that the answers are written in."""
 
     def frozen_scorer(self, model: str) -> AnyLearner:
         """See Context.frozen_scorer."""
         return self.ctx.frozen_scorer(model)
 
     def reading(self, model: str, scorer: AnyLearner) -> Reading:
-        """By text where the reward model has other tokens than the writer."""
+        """By text where the reward model has other tokens than the writer, or learned another template than the answers are written in."""
+        known = self.ctx.template(model)
         differing = other_token(self.ctx.path(self.writer), self.ctx.path(model))
         if differing:
             self.ctx.console.message(f"{self.ctx.name}: {model} has other tokens than {self.writer} ({differing}): it reads the answers as text")
-        return Reading(self.ctx.template(model), bool(differing), scorer.about.context)
+        elif not same_template(self.spoken, known):
+            what = f"{model} learned another chat template than {self.writer} writes in"
+            self.ctx.console.message(f"{self.ctx.name}: {what}: it reads the answers as text")
+            differing = what
+        return Reading(known, bool(differing), scorer.about.context)
 
     def chat(self, engine: EngineKind, model: str | None) -> Chat:
         """See Context.chat."""
@@ -232,9 +239,9 @@ class Context:
 
             yield told
 
-    def scorer(self, kind: ScorerKind, writer: str) -> Scorer:
-        """A scorer of what the model `writer` writes."""
-        return kind.build(_Shop(self, writer))
+    def scorer(self, kind: ScorerKind, writer: str, template: Template) -> Scorer:
+        """A scorer of what the model `writer` writes in a template."""
+        return kind.build(_Shop(self, writer, template))
 
     def loop(
         self,

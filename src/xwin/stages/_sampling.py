@@ -106,7 +106,7 @@ class Asking(Stage):
         engine = ctx.engine(self.engine, self.policy, template)
         groups = sample(ctx, engine, template, ctx.conversations(self.prompts)[: self.limit], self.sampling, n)
         engine.close()
-        groups = judged(groups, ctx.scorer(self.scorer, self.policy))
+        groups = judged(groups, ctx.scorer(self.scorer, self.policy, template))
         tell_failures(ctx, groups)
         return groups
 

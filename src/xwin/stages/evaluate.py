@@ -204,7 +204,7 @@ class Evaluate(Stage):
         engine = ctx.engine(self.engine, contender.model, template)
         groups = sample(ctx, engine, template, prompts, self.sampling, contender.n, part=f"rollouts-{contender.name}")
         engine.close()
-        groups = judged(groups, ctx.scorer(gold, contender.model))
+        groups = judged(groups, ctx.scorer(gold, contender.model, template))
         for group in groups:
             for score in (r.score for r in group.rollouts if has_failed(r.score)):
                 what = f"the gold scorer could not judge an answer of {contender.name}: {score.note if score else 'no score'}"
@@ -215,7 +215,8 @@ class Evaluate(Stage):
         """What the contender's own scorer gives each answer; None where it has none, or could not score it, which is counted."""
         if contender.scorer is None:
             return [[None] * len(group.rollouts) for group in groups]
-        scores = [[r.score for r in group.rollouts] for group in judged(groups, ctx.scorer(contender.scorer, contender.model))]
+        template = ctx.template(contender.model, self._template(ctx, contender))
+        scores = [[r.score for r in group.rollouts] for group in judged(groups, ctx.scorer(contender.scorer, contender.model, template))]
         failed = sum(has_failed(score) for row in scores for score in row)
         if failed:
             ctx.metrics[f"failed/{contender.name}"] = float(failed)

@@ -138,7 +138,7 @@ class Raft(Training):
         total = self.steps * self.passes * self.minibatches
         policy = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=total)
         template = ctx.template(self.init)
-        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init))
+        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init, template))
         prompts = ctx.conversations(self.prompts)
         held = ctx.conversations(self.validation) if self.validation else []
         context = {"the model's context": policy.about.context}

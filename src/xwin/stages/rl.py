@@ -246,7 +246,7 @@ class Rl(Training):
         policy = ctx.learner(self.init, head="language", objective=self.objective, tune=self.tune, optim=self.optim, total=total)
         team = Team(policy, self._critic(ctx, total), self._reference(ctx, policy))
         template = ctx.template(self.init)
-        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init) if self.scorer else None)
+        writer = Writer(ctx.engine(self.engine, self.init, template), template, ctx.scorer(self.scorer, self.init, template) if self.scorer else None)
         prompts, held = ctx.conversations(self.prompts), self._held_out(ctx)
         context = {"the model's context": policy.about.context}
         require_room(prompts, template, self.sampling.max_tokens, {"tokens_per_batch": self.tokens_per_batch, **context})
@@ -280,7 +280,7 @@ class Rl(Training):
 
     def _held_out(self, ctx: Context) -> HeldOut:
         prompts = ctx.conversations(self.validation) if self.validation else ()
-        return HeldOut(prompts, ctx.scorer(self.gold, self.init) if self.gold else None)
+        return HeldOut(prompts, ctx.scorer(self.gold, self.init, ctx.template(self.init)) if self.gold else None)
 
     def _reference(self, ctx: Context, policy: AnyLearner) -> Reader | None:
         if "ref_logp" not in self._needs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,18 @@ from xwin.errors import DataError
 from xwin.suites._alpaca_labels import Labels
 from xwin.suites._alpaca_tables import gamed, glm_weights, instructions, published
 from xwin.suites._alpaca_win_rate import Standing
-from xwin.suites._length_control import Covariates, Join, LengthControlled, Weights, covariates, cross_validate, doubtful, fit, from_weights
+from xwin.suites._length_control import (
+    Covariates,
+    Join,
+    LengthControlled,
+    Weights,
+    covariates,
+    cross_validate,
+    doubtful,
+    fit,
+    from_weights,
+    resampled,
+)
 
 Fit = Literal["auto", "published", "cv"] | float
 """auto: the published weights where the labels are the published ones, else cv. cv: cross-validation. A number: the strength C of a refit."""
@@ -54,6 +66,12 @@ class LengthControl:
         pairs = covariates(labels, self.difficulty, self.join)
         found = self._regression(labels, pairs, row)
         return replace(found, note=self._doubts(labels, found, row))
+
+    def interval(self, labels: Labels, found: LengthControlled, seed: int) -> tuple[float, float]:
+        """The 95 % interval of `found`, percent, both ends nan where nothing was fitted."""
+        if found.c is None:
+            return math.nan, math.nan
+        return resampled(covariates(labels, self.difficulty, self.join), self.gamed, found.c, seed)
 
     def _regression(self, labels: Labels, pairs: Covariates, row: Standing) -> LengthControlled:
         known = self.weights.get(row.model)
