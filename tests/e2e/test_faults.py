@@ -136,10 +136,10 @@ def long_rows(folder: Path) -> None:
 LARGE = ("--set", "sft.tokens_per_batch=65536", "--set", "sft.tokens_per_step=65536", "--set", "sft.epochs=1", "--set", "sft.checkpoint_every=600")
 
 
-def test_too_little_memory_names_the_setting_to_lower_and_lowering_it_helps(forks: Forks, short: Path) -> None:
-    """80 MiB more than the program takes: too little for all rows in one batch, enough for batches of 1,024, not for threads that read weights."""
+def test_too_little_memory_names_the_setting_to_lower_and_lowering_it_helps(forks: Forks, killed: Path, short: Path) -> None:
+    """160 MiB more than the program takes: too little for all rows in one batch (over 300), enough for batches of 1,024 (under 40)."""
     long_rows(short.parent)
-    run, under = short.parent / "run", {"memory": 80 << 20, "environment": {"HF_DEACTIVATE_ASYNC_LOAD": "1"}}
+    run, under = copied(killed, short), {"memory": 160 << 20, "environment": {"HF_DEACTIVATE_ASYNC_LOAD": "1"}}
     said = message(forks.run("run", short, "--dir", run, *LARGE, under=under), 1)
     assert said.startswith("error: stages.sft: there is not enough memory: ")
     assert "fix: lower tokens_per_batch (65536)" in said
